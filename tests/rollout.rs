@@ -144,3 +144,42 @@ async fn a_job_that_comes_back_is_warmed_up_as_was_told() {
         upstream.called(&format!("/other/{name}"), 2).await;
     }
 }
+
+#[tokio::test]
+async fn values_of_a_removed_job_are_told_to_be_lost() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|call, _| Reply::json(json!({"path": call.path()})));
+    let names = ["a", "b", "c"];
+    let base = Art::of(&upstream).list(names).warm("every = \"30m\"");
+    let jobs = base.folder().job("other", &base.toml().replace("art:", "other:"));
+    let worker = worker(&redis, &jobs);
+    for name in names {
+        readable_key(&redis, &format!("other:{name}")).await;
+    }
+    let run = async |args: &[&str]| samovar(args).redis(&redis).run().await;
+    let kept = run(&["invalidate", "--job", "other", "--dry-run"]).await;
+    assert!(kept.stdout.contains("3 entries of other: 3 fetches") && kept.stderr.is_empty(), "{kept:?}");
+    std::fs::remove_file(jobs.path().join("other.toml")).unwrap();
+    worker.hangup();
+    for args in [&["--job", "other"][..], &["--pattern", "other:*"], &["other:a", "other:b", "other:c"]] {
+        for evict in [&[][..], &["--evict"]] {
+            eventually(&format!("{args:?} {evict:?} would fetch nothing"), async || {
+                let told = run(&[&["invalidate", "--dry-run"], args, evict].concat()).await;
+                let is_counted = told.stdout.contains("3 entries of other: 0 fetches, 3 values removed");
+                let is_warned = told.stderr.contains("no running worker knows other");
+                if is_counted && is_warned { Ok(()) } else { Err(told) }
+            })
+            .await;
+        }
+    }
+    let json = run(&["invalidate", "--job", "other", "--dry-run", "--json"]).await.stdout;
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["removed"], &json["jobs"]["other"]["fetches"]), (&json!({"other": 3}), &json!(0)), "{json}");
+    assert!(redis.json("other:a").await.is_some(), "a dry run removes nothing");
+    let lost = run(&["invalidate", "other:a"]).await;
+    assert!(lost.code == Some(0) && lost.stderr.contains("no running worker knows other"), "{lost:?}");
+    let lost = run(&["invalidate", "--job", "other", "--json"]).await;
+    let lost: Value = serde_json::from_str(&lost.stdout).unwrap();
+    assert_eq!(lost["jobs_left"], json!(["other"]), "{lost}");
+    eventually("all are removed", async || redis.keys("other:*").await.is_empty()).await;
+}

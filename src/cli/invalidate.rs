@@ -88,7 +88,7 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings, env: &Enviro
         return dry_run(args, &message, settings, env).await;
     }
     let mut session = Session::open_within(settings, FAILOVER).await?;
-    let (mut names_checked, mut held_back) = (false, Vec::new());
+    let (mut names_checked, mut held_back, mut left) = (false, Vec::new(), BTreeSet::new());
     if !args.force {
         match session.known_jobs(settings, env).await? {
             Ok(jobs) => {
@@ -97,18 +97,21 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings, env: &Enviro
                 names_checked = true;
                 // The message is sent, whether or not this can be read.
                 held_back = self::held_back(&ops, &message).await.unwrap_or_default();
+                left = ops.left_by(&message).await.unwrap_or_default();
             }
             Err(unknown) => tell_unchecked(&unknown),
         }
     }
     // A user who may not read the keys publishes all the same.
     let absent = if action == Action::Refresh { absent(&session, &message.keys).await.ok() } else { Some(Vec::new()) };
+    left.iter().for_each(|job| complain(not_fetched(job.as_str())));
     let id = publish(&mut session, &message).await?;
     // The message is sent, whether or not this can be read.
     let workers = session.count_workers().await.ok();
     if args.json {
         print_json(&json!({
             "id": id, "message": message, "names_checked": names_checked, "absent": absent, "workers": workers,
+            "jobs_left": left.iter().map(JobName::as_str).collect::<Vec<_>>(),
             "removals_held_back": held_back.iter().map(|(job, _)| job.as_str()).collect::<Vec<_>>(),
         }));
     } else {
@@ -176,6 +179,14 @@ async fn held_back(ops: &Ops, message: &Message) -> redis::RedisResult<Vec<(JobN
     Ok(held)
 }
 
+/// Returns the warning that the values of a job are lost with an invalidation.
+fn not_fetched(job: &str) -> String {
+    format!(
+        "no running worker knows {job}: the values that the message concerns are removed, and fetched again only once \
+         a worker with its file runs"
+    )
+}
+
 /// Says that keys have no value, and what a refresh then does.
 fn tell_absent(absent: &[String], all: usize) {
     let Some(first) = absent.first() else { return };
@@ -200,11 +211,12 @@ async fn dry_run(
         check_names(args.json, &ops, message).await?;
     }
     let shown = ops.dry_run(message).await?;
+    shown.effect.removed.keys().for_each(|job| complain(not_fetched(job)));
     if args.json {
         print_json(&shown);
         return Ok(exit::OK);
     }
-    let DryRun { effect: Effect { jobs, dependants }, at_most, budgets, .. } = shown;
+    let DryRun { effect: Effect { jobs, removed, dependants }, at_most, budgets, .. } = shown;
     if jobs.is_empty() {
         println!("It concerns no entry.");
     } else if message.action == Action::Evict {
@@ -213,7 +225,10 @@ async fn dry_run(
         println!("At most, since entries that have this version already are left as they are:");
     }
     for (job, plan) in jobs {
-        warm::tell(plan, &job, at_most);
+        match removed.get(&job) {
+            Some(values) => println!("{}", warm::removed(*values, &job)),
+            None => warm::tell(plan, &job, at_most),
+        }
     }
     if !dependants.is_empty() {
         let names = Vec::from_iter(dependants);

@@ -271,6 +271,12 @@ pub(super) fn tell(plan: Plan, job: &str, at_most: bool) {
     }
 }
 
+/// Returns the line for values of a job that are removed and not fetched.
+pub(super) fn removed(values: usize, job: &str) -> String {
+    let removed = many(values, "value removed", "values removed");
+    format!("{} of {job}: 0 fetches, {removed}", count(values))
+}
+
 fn print(done: &Done) {
     let Done { warmed, unchanged, gone, failed, seconds } = done;
     println!("{warmed} warmed, {unchanged} unchanged, {gone} gone, {} failed in {seconds:.1}s", failed.len());

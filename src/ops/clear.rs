@@ -6,7 +6,7 @@ use redis::RedisResult;
 
 use super::Ops;
 use crate::cache::KNOWN_PREFIXES;
-use crate::job::KnownJobs;
+use crate::job::{KnownJob, KnownJobs};
 use crate::protocol::inbox;
 use crate::protocol::{Action, Message};
 use crate::redis::Scan;
@@ -51,14 +51,15 @@ impl fmt::Display for Pattern {
     }
 }
 
-/// Returns `true` if a key of a job may match a glob.
+/// Returns `true` if a key of one of these jobs may match a glob.
 pub(super) fn may_match(jobs: &KnownJobs, glob: &str) -> bool {
-    if glob.is_empty() {
-        return false;
-    }
-    let literal = Pattern::literal_of(glob);
-    let mut prefixes = jobs.jobs.values().map(|job| job.key.literal_prefix());
-    prefixes.any(|prefix| prefix.starts_with(literal) || literal.starts_with(prefix))
+    jobs.jobs.values().any(|job| may_match_job(job, glob))
+}
+
+/// Returns `true` if a key of a job may match a glob.
+pub(super) fn may_match_job(job: &KnownJob, glob: &str) -> bool {
+    let (literal, prefix) = (Pattern::literal_of(glob), job.key.literal_prefix());
+    !glob.is_empty() && (prefix.starts_with(literal) || literal.starts_with(prefix))
 }
 
 /// Returns `true` if a key of the library's caches may match a glob that begins so.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use redis::RedisResult;
 use serde::Serialize;
 
+use super::clear::may_match_job;
 use super::{BudgetLeft, Ops, PAGE, Plan};
 use crate::entry::{EntryKey, JobName};
 use crate::job::{KnownJob, KnownJobs};
@@ -17,6 +18,9 @@ use crate::redis::Scan;
 pub struct Effect {
     /// By job.
     pub jobs: BTreeMap<String, Plan>,
+    /// By job, the number of values that are removed and not fetched anew: no running worker knows the job.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub removed: BTreeMap<String, usize>,
     /// Jobs whose entries are made from these. Those whose inputs change are made again, which comes in addition.
     pub dependants: BTreeSet<String>,
 }
@@ -46,15 +50,22 @@ impl Ops {
     /// # Errors
     /// Fails if Redis returns an error.
     pub async fn effect(&self, message: &Message) -> RedisResult<Effect> {
-        let named = self.named(message).await?;
+        let left = self.left_jobs().await?;
+        let named = self.named(message, &left).await?;
         let mut effect = Effect { dependants: dependants(&self.jobs, named.keys()), ..Effect::default() };
         for (name, keys) in named {
             let Some(job) = self.jobs.jobs.get(&name) else { continue };
-            let mut entries = 0;
+            let (mut entries, is_left) = (0, left.contains(&name));
             for page in Vec::from_iter(keys).chunks(PAGE) {
-                entries += self.concerned(job, page, message.action).await?;
+                entries += match is_left {
+                    true => self.removed(page, message.action).await?,
+                    false => self.concerned(job, page, message.action).await?,
+                };
             }
-            if entries > 0 {
+            if entries > 0 && is_left {
+                effect.removed.insert(name.to_string(), entries);
+                effect.jobs.insert(name.to_string(), Plan { entries, ..Plan::default() });
+            } else if entries > 0 {
                 effect.jobs.insert(name.to_string(), requests(job, entries));
             }
         }
@@ -72,14 +83,40 @@ impl Ops {
         Ok(DryRun { action: message.action, effect, at_most: !message.version.is_none(), budgets })
     }
 
-    /// Returns the keys of jobs that a message names.
-    async fn named(&self, message: &Message) -> RedisResult<Named> {
+    /// Returns the jobs that a message names, or whose keys it names or may match, and that no running worker knows:
+    /// workers remove the values that it concerns, and do not fetch them anew.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub async fn left_by(&self, message: &Message) -> RedisResult<BTreeSet<JobName>> {
+        if message.action == Action::Warm {
+            return Ok(BTreeSet::new());
+        }
+        let mut left = self.left_jobs().await?;
+        let owners = message.keys.iter().filter_map(|key| Some(self.jobs.owner(key)?.0.name.clone()));
+        let owners: BTreeSet<JobName> = owners.collect();
+        left.retain(|name| {
+            let matches = |glob: &String| self.jobs.jobs.get(name).is_some_and(|job| may_match_job(job, glob));
+            owners.contains(name)
+                || message.jobs.iter().any(|job| job == name.as_str())
+                || message.patterns.iter().any(matches)
+        });
+        Ok(left)
+    }
+
+    /// Returns the keys of jobs that a message names. Of a job in `left`, which no running worker knows, workers handle
+    /// what is on its agenda.
+    async fn named(&self, message: &Message, left: &BTreeSet<JobName>) -> RedisResult<Named> {
         let mut named = Named::new();
         self.add(&mut named, message.keys.iter().map(|key| EntryKey::new(key.as_str())));
         for glob in &message.patterns {
             self.add_matching(&mut named, glob).await?;
         }
         for job in message.jobs.iter().filter_map(|name| self.jobs.jobs.get(name.as_str())) {
+            if left.contains(&job.name) {
+                self.add(&mut named, self.agenda.matching(&job.name, "*").await?);
+                continue;
+            }
             self.add_matching(&mut named, &job.key.glob()).await?;
         }
         for tag in &message.tags {
@@ -129,6 +166,14 @@ impl Ops {
             }
         }
         Ok(())
+    }
+
+    /// Returns how many values of these entries of a job that no running worker knows an action removes.
+    async fn removed(&self, page: &[EntryKey], action: Action) -> RedisResult<usize> {
+        if action == Action::Warm {
+            return Ok(0);
+        }
+        Ok(self.store.snapshots(page).await?.iter().filter(|snapshot| snapshot.ours().is_some()).count())
     }
 
     /// Returns how many of these entries of a job an action concerns: a refresh those that are known or kept warm, an
