@@ -1,5 +1,5 @@
-//! A rolling deploy: workers with an earlier job file end nothing that belongs to a newer one. And jobs that are removed
-//! and come back.
+//! Job files that change while workers run: in a rolling deploy, workers with an earlier file end nothing that belongs
+//! to a newer one. And jobs that are removed and come back.
 use crate::support::{
     Art, JobsFolder, Parts, Reply, TestRedis, WorkerProcess, at_rest, both, eventually, job, listening, readable_key,
     samovar, worker,

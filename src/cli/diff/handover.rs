@@ -58,8 +58,8 @@ impl Fleet {
         Ok(fed.into_iter().collect())
     }
 
-    /// Notes the values that a job takes over under a new name or finds when it comes back, with their requests, and those that a job with a new
-    /// key leaves behind.
+    /// Notes the values that a job takes over under a new name, or finds when it comes back, with their requests, and
+    /// those that a job with a new key leaves behind.
     pub(super) async fn note_handover(
         &self,
         ops: &Ops,
