@@ -226,6 +226,22 @@ async fn values_of_an_earlier_file_that_wait_for_the_budget_are_told() {
     assert!(waits.contains("the end of the pause"), "{waits}");
 }
 
+/// By themselves they would be tried again in ten minutes.
+#[tokio::test]
+async fn a_reload_that_raises_the_budget_makes_deferred_entries() {
+    let (redis, upstream) = both().await;
+    let jobs = stories(&upstream, &["a", "b", "c"], "tokens = \"60/hour\"");
+    let worker = worker(&redis, &jobs);
+    eventually("it is counted", async || job(&redis, &jobs, "story").await["spending"]["tokens_spent"] == 45).await;
+    change_the_prompt(&jobs, &worker);
+    let waiting = async || job(&redis, &jobs, "story").await["outdated"]["values"].as_u64().unwrap_or_default();
+    eventually("two wait", async || waiting().await == 2).await;
+    let upstreams = std::fs::read_to_string(jobs.path().join("upstreams.toml")).unwrap();
+    jobs.write("upstreams.toml", &upstreams.replace("60/hour", "900000/hour"));
+    worker.hangup();
+    eventually("they are made", async || waiting().await == 0).await;
+}
+
 #[tokio::test]
 async fn values_of_an_earlier_file_that_wait_for_inputs_are_told() {
     let (redis, upstream) = both().await;

@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 
 pub use feed::{Fed, FeedReading};
 pub(crate) use limits::LONGEST_WAIT;
-pub use limits::{Ended, Fetches, Gate, Lately, Logged, Permit, Refusal};
+pub use limits::{Ended, Fetches, Gate, Lately, Permit, Refusal, UpstreamMemory};
 pub use preview::{Preview, RequestFault};
 
 /// One request for an entry's value.

@@ -36,7 +36,7 @@ use crate::admin::{self, Admin};
 use crate::config::Settings;
 use crate::job::{Jobs, Reload};
 use crate::redis::{Connection, WrongTypes};
-use crate::source::Logged;
+use crate::source::UpstreamMemory;
 use crate::telemetry::{Telemetry, metrics};
 
 /// The time that the last commands to Redis may take when the worker ends.
@@ -51,8 +51,8 @@ struct Process<'a> {
     reload: Arc<Reload>,
     /// Keys of a wrong type that the process's connections met.
     wrong_types: WrongTypes,
-    /// Open breakers of upstreams that the process has logged.
-    logged: Logged,
+    /// What the process remembers of upstreams.
+    memory: UpstreamMemory,
     /// Set when the process is told to stop.
     stop: CancellationToken,
     /// Set when the process is told to stop at once.
@@ -89,8 +89,8 @@ pub async fn run(
             let redis = redis.telling(&wrong_types);
             let keys = settings.keys();
             loops.run("the feed", telemetry.clone().feed(redis.clone(), keys, over.clone()));
-            let (logged, until) = (Logged::default(), stop.clone());
-            let process = Process { settings, redis, admin, telemetry, reload, wrong_types, logged, stop: until, cut };
+            let (memory, until) = (UpstreamMemory::default(), stop.clone());
+            let process = Process { settings, redis, admin, telemetry, reload, wrong_types, memory, stop: until, cut };
             let mut generations = Box::pin(rollover::run(&process, jobs));
             tokio::select! {
                 ended = &mut generations => ended,

@@ -31,7 +31,7 @@ use crate::popularity::{Popularity, Sampler};
 use crate::protocol::Keys;
 use crate::queue::{Dispatcher, Queue};
 use crate::redis::{Connection, Health, WrongTypes};
-use crate::source::{Gate, Logged, Sources};
+use crate::source::{Gate, Sources, UpstreamMemory};
 use crate::store::Store;
 use crate::telemetry::Telemetry;
 use crate::trigger::invalidation::PipelineLoop;
@@ -151,7 +151,7 @@ impl<'a> Parts<'a> {
 
 impl<'a> Shared<'a> {
     fn new(process: &Process<'a>, jobs: Arc<Jobs>) -> anyhow::Result<Self> {
-        let Process { settings, redis, telemetry, reload, wrong_types, logged, .. } = process;
+        let Process { settings, redis, telemetry, reload, wrong_types, memory, .. } = process;
         let health = Health { wrong_types: wrong_types.clone(), ..Health::default() };
         let worker: Arc<str> = format!("{}-{}", host(), Ulid::generate()).into();
         let keys = settings.keys();
@@ -167,7 +167,7 @@ impl<'a> Shared<'a> {
         let id = maintenance::id(&worker);
         let store = Store::new(redis.clone(), keys.clone()).held_by(id);
         let agenda = Agenda::new(redis.clone(), keys.clone());
-        let gates = gates(&jobs, redis, &keys, settings.concurrency, (id, logged));
+        let gates = gates(&jobs, redis, &keys, settings.concurrency, (id, memory));
         Ok(Self {
             settings,
             queue: Queue::new(redis.clone(), &keys, &worker).showing(&health.queue),
@@ -451,16 +451,17 @@ impl<'a> Shared<'a> {
     }
 }
 
-/// Builds the gates to all upstreams, for the worker of this id, in a process that has logged these open breakers.
+/// Builds the gates to all upstreams, for the worker of this id, in a process with this memory.
 fn gates(
     jobs: &Jobs,
     redis: &Connection,
     keys: &Keys,
     concurrency: usize,
-    (worker, logged): (&str, &Logged),
+    (worker, memory): (&str, &UpstreamMemory),
 ) -> BTreeMap<UpstreamName, Arc<Gate>> {
     let gate = |(name, upstream): (&UpstreamName, &Arc<crate::job::Upstream>)| {
-        let gate = Gate::new(Arc::clone(upstream), redis.clone(), keys, concurrency).held_by(worker).logging(logged);
+        let gate =
+            Gate::new(Arc::clone(upstream), redis.clone(), keys, concurrency).held_by(worker).remembering(memory);
         (name.clone(), Arc::new(gate))
     };
     jobs.upstreams.iter().map(gate).collect()

@@ -27,7 +27,7 @@ pub(super) type Verdict = (String, u64, u8, u8);
 #[derive(Default)]
 pub(super) struct Breaker {
     known: Mutex<Known>,
-    logged: Logged,
+    memory: UpstreamMemory,
 }
 
 #[derive(Default)]
@@ -62,36 +62,50 @@ impl Health {
     }
 }
 
-/// The open breakers that this process has logged. A new generation of its parts does not log them once more. Cheap to
-/// clone; clones share what they know.
+/// What a process remembers of upstreams from one generation of its parts to the next: which open breakers are logged,
+/// so that they are not logged once more, and until when nothing is admitted, so that a reload which raises a limit
+/// opens them early. Cheap to clone; clones share what they know.
 #[derive(Clone, Debug, Default)]
-pub struct Logged(Arc<Mutex<BTreeMap<UpstreamName, Health>>>);
+pub struct UpstreamMemory(Arc<Mutex<BTreeMap<UpstreamName, Remembered>>>);
 
-impl Logged {
+#[derive(Debug, Default)]
+struct Remembered {
+    /// The health that is logged; `None` for a closed breaker.
+    logged: Option<Health>,
+    /// As [`Known::told`].
+    told: Option<Instant>,
+}
+
+impl UpstreamMemory {
+    fn with<T>(&self, upstream: &UpstreamName, of: impl FnOnce(&mut Remembered) -> T) -> T {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        of(all.entry(upstream.clone()).or_default())
+    }
+
     /// Notes an upstream's health as it is now; returns the health to log, `None` where nothing is new. A refused
     /// account is logged once it is known what the upstream said: a request may be admitted to ask it again before.
     fn news(&self, upstream: &UpstreamName, health: Health, is_explained: bool) -> Option<Health> {
-        let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = logged.get(upstream).copied();
-        match (before, health) {
+        self.with(upstream, |Remembered { logged, .. }| match (*logged, health) {
             (None, Health::Well | Health::Shaky) | (Some(Health::Refused), Health::Refused) => None,
             (Some(_), Health::Well | Health::Shaky) => {
-                logged.remove(upstream);
+                *logged = None;
                 Some(health)
             }
             (_, Health::Refused) if !is_explained => None,
-            (_, Health::Broken | Health::Refused) => {
-                logged.insert(upstream.clone(), health);
+            (before, Health::Broken | Health::Refused) => {
+                *logged = Some(health);
                 (before.is_none() || health == Health::Refused).then_some(health)
             }
-        }
+        })
     }
 }
 
 impl Breaker {
-    /// Shares with other breakers what the process has logged.
-    pub(super) fn logging(&mut self, logged: &Logged) {
-        self.logged = logged.clone();
+    /// Shares what the process remembers of the upstream, and begins with that.
+    pub(super) fn remember(&mut self, upstream: &UpstreamName, memory: &UpstreamMemory) {
+        self.memory = memory.clone();
+        let told = memory.with(upstream, |remembered| remembered.told);
+        self.known().told = told;
     }
 
     /// Returns whether the breaker is open.
@@ -157,7 +171,7 @@ impl Breaker {
         if known.health != Health::Refused || !said.is_empty() {
             known.said = said.to_owned();
         }
-        match self.logged.news(upstream, known.health, !said.is_empty()) {
+        match self.memory.news(upstream, known.health, !said.is_empty()) {
             Some(Health::Broken) => {
                 warn!(%upstream, "{FAILURES} failures in a row: its breaker is open, and only probes are sent");
             }
@@ -178,6 +192,7 @@ impl Breaker {
             Some((until, _)) => known.told = known.told.max(Some(until)),
             None => known.opened_early |= known.told.take().is_some_and(|told| told > Instant::now() + EARLY),
         }
+        self.memory.with(upstream, |remembered| remembered.told = known.told);
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -191,13 +206,13 @@ mod tests {
 
     #[test]
     fn an_open_breaker_is_logged_once_and_with_its_reason() {
-        let (logged, upstream) = (Logged::default(), UpstreamName::new("ai"));
-        let learn = |health, is_explained| logged.news(&upstream, health, is_explained);
+        let (memory, upstream) = (UpstreamMemory::default(), UpstreamName::new("ai"));
+        let learn = |health, is_explained| memory.news(&upstream, health, is_explained);
         assert_eq!(learn(Health::Refused, false), None, "the first thing that is learned is an admitted probe");
         assert_eq!(learn(Health::Well, false), None, "nothing was logged that could end");
         assert_eq!(learn(Health::Refused, true), Some(Health::Refused));
-        let (reloaded, breaker) = (logged.clone(), Health::Refused);
-        assert_eq!(reloaded.news(&upstream, breaker, true), None, "the generation before logged it");
+        let reloaded = memory.clone();
+        assert_eq!(reloaded.news(&upstream, Health::Refused, true), None, "the generation before logged it");
         assert_eq!((learn(Health::Shaky, false), learn(Health::Well, false)), (Some(Health::Shaky), None));
         assert_eq!((learn(Health::Broken, false), learn(Health::Broken, false)), (Some(Health::Broken), None));
         assert_eq!(learn(Health::Refused, true), Some(Health::Refused), "that is another reason");
@@ -208,8 +223,31 @@ mod tests {
     fn a_probe_of_a_refused_account_is_not_logged_as_refused() {
         let (breaker, upstream) = (Breaker::default(), UpstreamName::new("ai"));
         breaker.learn(&upstream, &(String::new(), 0, 1, 3));
-        assert!(breaker.is_open() && breaker.logged.0.lock().unwrap().is_empty());
+        let logged = || breaker.memory.with(&upstream, |remembered| remembered.logged);
+        assert_eq!((breaker.is_open(), logged()), (true, None));
         breaker.learn(&upstream, &("refused: no quota".to_owned(), 60_000_000, 0, 3));
-        assert_eq!(breaker.logged.0.lock().unwrap().get(&upstream), Some(&Health::Refused));
+        assert_eq!(logged(), Some(Health::Refused));
+    }
+
+    #[test]
+    fn a_reload_that_raises_a_budget_opens_the_upstream_early() {
+        let (memory, upstream) = (UpstreamMemory::default(), UpstreamName::new("ai"));
+        let generation = || {
+            let mut breaker = Breaker::default();
+            breaker.remember(&upstream, &memory);
+            breaker
+        };
+        let spent = || ("tokens".to_owned(), 3_600_000_000, 0, 0);
+        let before = generation();
+        before.learn(&upstream, &spent());
+        let same = generation();
+        same.learn(&upstream, &spent());
+        assert!(!same.has_opened_early(), "the budget is the same");
+        let raised = generation();
+        raised.learn(&upstream, &(String::new(), 0, 0, 0));
+        assert!(raised.has_opened_early() && !raised.has_opened_early());
+        let next = generation();
+        next.learn(&upstream, &(String::new(), 0, 0, 0));
+        assert!(!next.has_opened_early(), "it was open before");
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use redis::{RedisResult, Script};
 use tracing::debug;
 
-use super::breaker::{Breaker, Logged, Verdict};
+use super::breaker::{Breaker, UpstreamMemory, Verdict};
 use super::budget::Budget;
 use super::line::Line;
 use super::refusal::Refusal;
@@ -80,10 +80,10 @@ impl Gate {
         self
     }
 
-    /// Shares with other gates which open breakers the process has logged.
+    /// Shares with other gates, also of the generations before, what the process remembers of the upstream.
     #[must_use]
-    pub fn logging(mut self, logged: &Logged) -> Self {
-        self.breaker.logging(logged);
+    pub fn remembering(mut self, memory: &UpstreamMemory) -> Self {
+        self.breaker.remember(&self.upstream.name, memory);
         self
     }
 

@@ -22,7 +22,7 @@ mod requests;
 
 use std::time::Duration;
 
-pub use breaker::Logged;
+pub use breaker::UpstreamMemory;
 pub use gate::Gate;
 pub use permit::{Ended, Permit};
 pub use refusal::Refusal;
