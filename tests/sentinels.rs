@@ -176,12 +176,6 @@ async fn the_master_and_its_sentinels_are_shown() {
     shown(3).await;
     all.kill9(0);
     shown(2).await;
-    assert!(get("/health").await.contains("\"healthy\""), "two of three can start a failover");
-    all.kill9(1);
-    shown(1).await;
-    let health: Value = serde_json::from_str(&get("/health").await).unwrap();
-    let told = health["reasons"].to_string().contains("only 1 of 3 Sentinels answer");
-    assert!(told && health["status"] == "degraded", "{health}");
 }
 
 #[tokio::test]

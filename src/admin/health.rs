@@ -58,12 +58,6 @@ pub(super) struct Sentinels {
     known: usize,
 }
 
-impl From<SentinelStatus> for Sentinels {
-    fn from(SentinelStatus { master, answering, known, .. }: SentinelStatus) -> Self {
-        Self { master, answering, known }
-    }
-}
-
 /// The state of Redis.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct RedisState {
@@ -128,11 +122,6 @@ async fn state(admin: &Admin) -> (StatusCode, Json<Readiness>) {
     let of_masters = parts.as_ref().and_then(|parts| parts.ops.redis.fault_of_masters());
     reasons.extend(of_masters.filter(|fault| !troubles.iter().any(|trouble| trouble.contains(fault.as_str()))));
     reasons.extend(troubles);
-    let sentinels = match &parts {
-        Some(parts) => parts.ops.redis.sentinels(Duration::ZERO).await,
-        None => None,
-    };
-    reasons.extend(sentinels.as_ref().and_then(SentinelStatus::fault_of_majority));
     reasons.extend(parts.iter().flat_map(|parts| parts.gates.values()).filter_map(|gate| gate.trouble()));
     reasons.extend(
         admin.reload.refused().map(|refused| {
@@ -140,13 +129,17 @@ async fn state(admin: &Admin) -> (StatusCode, Json<Readiness>) {
         }),
     );
     let (invalidations_waiting, waits) = parts.as_ref().map(|parts| parts.backlog.length()).unwrap_or_default();
+    let sentinels = match &parts {
+        Some(parts) => parts.ops.redis.sentinels(Duration::ZERO).await,
+        None => None,
+    };
     let servers = parts.as_ref().map(|parts| parts.ops.redis.servers());
     let state = Readiness {
         status: if ready && !reasons.is_empty() { "degraded" } else { word(ready) },
         redis,
         topology: servers.as_ref().map(|servers| servers.topology),
         masters: servers.map(|servers| servers.masters).unwrap_or_default(),
-        sentinels: sentinels.map(Sentinels::from),
+        sentinels: sentinels.map(|SentinelStatus { master, answering, known }| Sentinels { master, answering, known }),
         reasons,
         invalidations_waiting,
         invalidation_waits_s: waits.map(|waits| waits.as_secs()),

@@ -63,24 +63,11 @@ pub struct SentinelStatus {
     pub answering: usize,
     /// The number of Sentinels that are asked.
     pub known: usize,
-    /// The number of those that have had no time yet for their first answer.
-    pub awaited: usize,
-}
-
-impl SentinelStatus {
-    /// Returns why no failover is possible while some Sentinels answer: they are no majority. `None` if they are.
-    pub fn fault_of_majority(&self) -> Option<String> {
-        let Self { answering, known, awaited, .. } = self;
-        let is_minority = *answering > 0 && (answering + awaited) * 2 <= *known;
-        is_minority.then(|| {
-            format!("only {answering} of {known} Sentinels answer, and without a majority they start no failover")
-        })
-    }
 }
 
 impl fmt::Display for SentinelStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { master, answering, known, .. } = self;
+        let Self { master, answering, known } = self;
         match master {
             Some(master) => write!(f, "the master is {master}")?,
             None => f.write_str("no master is known")?,
@@ -267,8 +254,7 @@ impl Sentinels {
         let (state, now) = (self.state(), Instant::now());
         let is_fresh = |(at, answer): &&Answer| answer.is_ok() && now - *at < FRESH;
         let answering = state.answers.values().flatten().filter(is_fresh).count();
-        let awaited = state.answers.values().filter(|answer| answer.is_none()).count();
-        SentinelStatus { master, answering, known: state.answers.len(), awaited }
+        SentinelStatus { master, answering, known: state.answers.len() }
     }
 
     /// Takes an answer into account.
