@@ -39,6 +39,15 @@ impl Rollout {
             described().await.is_some_and(|now| digest(&now) != digest(&before))
         })
         .await;
+        // A command that is on its way must not follow those of the test.
+        eventually("the newer worker has warmed the job up", async || {
+            let warmed_up: String = redis.ask(&["HGET", "samovar:{schedules}:digests", "art"]).await;
+            let time: Vec<String> = redis.ask(&["TIME"]).await;
+            let due: usize = redis.ask(&["ZCOUNT", "samovar:{schedules}", "-inf", &format!("{}999", time[0])]).await;
+            let is_newer = described().await.is_some_and(|now| digest(&now).contains(&warmed_up[..32]));
+            is_newer && due == 0
+        })
+        .await;
         at_rest(&redis).await;
         newer.freeze();
         Self { redis, newer, older, _jobs: jobs }
