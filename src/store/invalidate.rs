@@ -49,8 +49,8 @@ pub struct Terms {
     pub is_paid_for: bool,
     /// The time for which it is remembered if there is no value: a fetch by then answers it, and is rechecked.
     pub remembered: Duration,
-    /// The time of the last recheck after it; zero if there is none. A refresh is late if the entry was fetched since for
-    /// another reason, but before that time: it counts as of that fetch.
+    /// The time of the last recheck after it; zero if there is none. A refresh is late if the entry was fetched since
+    /// for another reason, but before that time: it counts as of that fetch.
     pub rechecked_for: Duration,
     /// It is a doubt after a gap, and does not end a value that the guard of its job holds back.
     pub is_doubt: bool,

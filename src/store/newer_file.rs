@@ -8,10 +8,14 @@ use super::Store;
 use crate::job::{Job, KnownJob};
 use crate::redis::is_of_keys;
 
+/// The time of a rolling deploy. A description may outlive its worker, and a canary may stay: after this time, each
+/// worker goes by its own file again.
+const DEPLOY: Duration = Duration::from_secs(600);
+
 impl Store {
-    /// Returns since when a live worker with another file of a job is in charge of it, if it took charge after all
-    /// workers with this file: the fleet's description of the job is then of that file. Returns `None` if no
-    /// description can be read.
+    /// Returns since when a worker with another file of a job is in charge of it, if it took charge after all workers
+    /// with this file, within the time of a deploy: the fleet's description of the job is then of that file. Returns
+    /// `None` if no description can be read.
     ///
     /// A worker publishes its description before it makes anything due. So a worker that has an entry or a warmup of a
     /// newer file in hand finds that file here.
@@ -28,7 +32,10 @@ impl Store {
         };
         let described = text.and_then(|text| KnownJob::parse(name, &text).ok());
         match described.filter(|known| !known.digest.is_empty() && known.digest != job.digest) {
-            Some(known) => Ok(Some(self.now().await?.saturating_since(known.since))),
+            Some(known) => {
+                let since = self.now().await?.saturating_since(known.since);
+                Ok((since < DEPLOY).then_some(since))
+            }
             None => Ok(None),
         }
     }

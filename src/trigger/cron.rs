@@ -42,7 +42,7 @@ const ABREAST: usize = 64;
 const IDLE: Duration = Duration::from_secs(15);
 /// The time for which a worker leaves the warmups of a job to those with a newer file, before it looks again.
 const LEFT: Duration = Duration::from_secs(5);
-/// Guards are read once in this time: whichever worker trips one, `/health` of all tells it soon, and its end.
+/// Guards are read once in this time at most.
 const GUARDS_TOLD: Duration = Duration::from_secs(3);
 
 /// The field of a job's counters that holds when its last complete warmup ended.
@@ -150,7 +150,7 @@ impl Cron {
                 }
             };
             tokio::select! {
-                () = tokio::time::sleep(wait.min(self.idle())) => {}
+                () = tokio::time::sleep(wait.min(IDLE)) => {}
                 () = self.wakeup.notified() => {}
                 Some(done) = warmups.next() => if let Err(e) = done {
                     backoff.ill(&e, &self.stop).await;
@@ -159,12 +159,6 @@ impl Cron {
             }
         }
         while warmups.next().await.is_some() {}
-    }
-
-    /// Returns the longest wait when nothing is due: jobs with guards are looked at meanwhile.
-    fn idle(&self) -> Duration {
-        let has_guards = self.jobs.jobs.values().any(|job| job.warm.gone_guard.is_some());
-        if has_guards { GUARDS_TOLD } else { IDLE }
     }
 
     /// Runs a warmup if one is due, or starts it if the job has a feed; otherwise reports the state of feeds and

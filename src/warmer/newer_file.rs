@@ -14,19 +14,15 @@ use crate::entry::Outcome;
 use crate::job::Job;
 
 /// The shortest and the longest wait of an entry for a worker with the newer file. In between it waits an eighth of the
-/// time since that file is there: it is tried often during a deploy, and seldom beside a canary.
-const WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// time since that file is there.
+const WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
 impl Warmer {
     /// Leaves an entry due that this worker's file would end without a value, if a worker with a newer file is in
     /// charge of the job.
     pub(super) async fn leave_to_newer_file(&self, job: &Job, entry: &Running, ending: Ending) -> Ending {
-        let ends = matches!(ending.next, Next::Out | Next::Dead(_));
-        let is_without_value = match ending.outcome {
-            Outcome::Gone | Outcome::Unread | Outcome::Failed => true,
-            Outcome::Warmed | Outcome::Unchanged | Outcome::Busy | Outcome::Fenced | Outcome::Deferred => false,
-        };
-        if !ends || !is_without_value {
+        // What failed keeps its tries and its backoff.
+        if !matches!(ending.next, Next::Out) || !matches!(ending.outcome, Outcome::Gone | Outcome::Unread) {
             return ending;
         }
         let since = match self.store.newer_file(job).await {

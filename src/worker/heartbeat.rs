@@ -48,6 +48,8 @@ pub(super) struct Heartbeat {
     pub(super) refusal_report: RefusalReport,
     /// Begins when this generation is in charge of the jobs.
     pub(super) turn: Turn,
+    /// It has waited for the descriptions of the jobs.
+    pub(super) has_waited: bool,
 }
 
 impl Heartbeat {
@@ -112,7 +114,9 @@ impl Heartbeat {
         if self.turn.has_begun() {
             // Workers with earlier files must know of these before they meet entries of theirs. If the descriptions
             // cannot be written, warmups do not wait for them.
-            let _ = tokio::time::timeout(BEAT, self.turn.is_described()).await;
+            if !std::mem::replace(&mut self.has_waited, true) {
+                let _ = tokio::time::timeout(BEAT, self.turn.is_described()).await;
+            }
             self.restarts.check(thorough).await?;
         }
         Ok(dead)

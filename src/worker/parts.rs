@@ -333,6 +333,7 @@ impl<'a> Shared<'a> {
         let (redis, keys, jobs) = (&self.redis, &self.keys, &self.jobs);
         let dead_after = dead_after(self.settings.claim);
         Heartbeat {
+            has_waited: false,
             queue: self.queue.clone(),
             rescuer: Rescuer {
                 jobs: Arc::clone(jobs),

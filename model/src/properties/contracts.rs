@@ -139,7 +139,7 @@ fn ends_in_time(before: &Db, after: &Db, key: &str, time: &str) -> Step {
 }
 
 fn invalidate(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Reply) -> Step {
-    let at = late::time(engine, before, call);
+    let (at, is_late) = late::time(engine, before, call);
     let (now, refresh, wanted) = (before.now(), call.args[1] == "r", call.args[8].as_str());
     let [fenced, due, removed, wait] = [0, 1, 2, 3].map(|n| reply.part(n).int());
     let wrong = |found: &str| violated(CONTRACT, format!("invalidate.lua: {found}: {reply:?}"));
@@ -190,6 +190,8 @@ fn invalidate(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Rep
     // A doubt replaces no certain invalidation, and ends no value that is held back. An older one replaces none either.
     let open = meta.as_ref().filter(|meta| meta.invalidated > 0 && meta.doubted != meta.invalidated);
     let open = open.filter(|meta| doubt || (meta.invalidated > at && meta.invalidated <= now));
+    // A late one takes the place of a doubt, with its time.
+    let open = open.or(meta.as_ref().filter(|meta| is_late && meta.invalidated > at && meta.invalidated <= now));
     let (at, doubted) = open.map_or((at, doubt), |meta| (meta.invalidated, false));
     let is_noted = |noted: &Meta| noted.invalidated == at && (noted.doubted == noted.invalidated) == doubted;
     let is_to_be_noted = is_text && removed == 0 || value.is_none() && meta.as_ref().is_none_or(is_blank);

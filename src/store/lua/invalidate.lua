@@ -6,8 +6,9 @@
 -- But a refresh is late if the entry was fetched since S for another reason: the upstream may have lagged. It counts as
 -- of that fetch, so another one with rechecks follows. It is not late if an invalidation is known that came no earlier
 -- than shortly before S (a second, or a quarter of the last recheck), because it is open or its rechecks are to come;
--- or if the fetch began when its own last recheck would be over. A doubt is never late, and stands for no other. Nor is
--- an eviction late: what was asked for since stays.
+-- or if the fetch began when its own last recheck would be over. One that finds a later open refresh counts as that one,
+-- which may be the same. A doubt is never late, and stands for no other. Nor is an eviction late: what was asked for
+-- since stays.
 -- In a storm, a refresh is held off: while a fetch is under way that already followed another invalidation (mark '+'),
 -- or shortly after one began; for longer where one failed, whose invalidation is noted and which is tried again. Then
 -- nothing is done, and the caller comes again; so one fetch answers many. A fetched_at later than now is from a clock
@@ -60,7 +61,7 @@ if wanted ~= '' then
   if announced_at == '' then announced_at = string.format('%.0f', S) end
 end
 local fetched = tonumber(fetched_at)
-local doubt, last = ARGV[10] == '1', tonumber(ARGV[11])
+local doubt, last, is_late = ARGV[10] == '1', tonumber(ARGV[11]), false
 local open = validated_at and invalidated ~= '0' and not is_doubt(note, invalidated)
 -- The newest fetch: the one in flight, else that of the value.
 local newest = token and tonumber(lease_fetched_at) or fetched or 0
@@ -70,7 +71,7 @@ if refresh and last > 0 and not doubt and wanted == '' and mark ~= EVICT and not
     -- It may be this one, whose worker died before the entry was due.
     S = math.min(noted, now)
   elseif math.max(noted, rechecked_since(note or ''), newest - last) < S - math.min(1000, last / 4) then
-    S = newest
+    S, is_late = newest, true
   end
 end
 local pause = tonumber(ARGV[6])
@@ -97,6 +98,9 @@ local blank = pxat == -2 and (not validated_at or validated_at == '0' and attemp
 local at = string.format('%.0f', S)
 -- The time of an open invalidation stays if it is later: a tag's stamp is found again when an earlier fetch ends.
 if open and not doubt and tonumber(invalidated) > S and tonumber(invalidated) <= now then at = invalidated end
+-- So does that of a doubt if a late one would take its place: the fetch for both is rechecked after the doubt.
+local doubted = tonumber(is_late and validated_at and invalidated or '0')
+if doubted > tonumber(at) and doubted <= now then at = invalidated end
 -- Remembers the invalidation of an entry without a value. The hash tells a fetch whether it brings the old content.
 local function remember()
   if doubt and open or not known[2] and redis.call('TYPE', KEYS[3]).ok ~= 'none' then return end
