@@ -168,7 +168,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(200))]
+        #![proptest_config(ProptestConfig::with_cases(50))]
         #[test]
         fn who_publishes_and_who_reads_judge_a_message_alike(
             keys in names(inbox::LONGEST_KEY, inbox::MOST_KEYS),

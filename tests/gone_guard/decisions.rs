@@ -10,12 +10,12 @@ use super::{
     GUARD, HOUR, MANY, all_held, all_noted, all_served, at_rest, client, has_all, has_none, health, many, run, served,
     tripped, warnings,
 };
-use crate::support::{Parts, Reply, both, eventually, eventually_within, job, talkative, worker};
+use crate::support::{Parts, Reply, both, eventually, job, talkative, worker};
 
 #[tokio::test]
 async fn what_is_held_back_is_told_everywhere() {
     let (redis, _upstream, jobs, mut worker) = tripped().await;
-    eventually_within(Duration::from_secs(10), "health tells soon", async || {
+    eventually("health tells", async || {
         let health = health(&mut worker).await;
         let reasons = health["reasons"].to_string();
         let said = ["held back until 2", " UTC, and the old values of 21 entries", "samovar gone art", "10 of"];
