@@ -100,7 +100,7 @@ LINTED := CARGO_PROFILE_DEV_DEBUG=none RUSTC_WORKSPACE_WRAPPER=clippy-driver RUS
 ci: formatted ## Run what `make test lint` does, in less time
 	$(LINTED) $(CARGO) build --locked $(TESTED) --all-targets
 	@$(LINTED) $(MAKE) --no-print-directory test
-	@$(MAKE) --no-print-directory lint-library
+	@$(LINTED) $(MAKE) --no-print-directory lint-library
 
 # What the other packages of the workspace lend to the library, it must do without: rustdoc compiles it with the worker.
 lint-library:
