@@ -1,6 +1,6 @@
 //! `samovar jobs`: shows the state of all jobs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use super::session::{
     Failed, Rows, Session, ago, fleet, print_json, relative, table, tell_redis, wrapped, wrapped_after,
 };
 use crate::config::{Environment, Settings};
+use crate::entry::JobName;
 use crate::entry::duration;
 use crate::entry::escape::escaped;
 use crate::job::{KnownJob, KnownJobs};
@@ -114,13 +115,7 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     for state in told.states {
         println!("\n{}", wrapped(&escaped(&state), ""));
     }
-    for job in left.iter().filter_map(|name| jobs.jobs.get(name)) {
-        let said = match jobs.heir(job, &left) {
-            Some(heir) => format!("{} was renamed: {heir} has its values.", job.name),
-            None => format!("No running worker knows {}: {LEFT}.", job.name),
-        };
-        println!("\n{}", wrapped(&escaped(&said), ""));
-    }
+    tell_left(&left, &jobs);
     for (job, workers) in &held_back {
         let is_long = jobs.jobs.get(job).is_none_or(|job| job.since + RELOADS < now);
         let said = match is_long {
@@ -137,6 +132,17 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     }
     tell_fleet(&session, &jobs).await?;
     Ok(exit::OK)
+}
+
+/// Prints the jobs that no running worker knows.
+fn tell_left(left: &BTreeSet<JobName>, jobs: &KnownJobs) {
+    for job in left.iter().filter_map(|name| jobs.jobs.get(name)) {
+        let said = match jobs.heir(job, left) {
+            Some(heir) => format!("{} was renamed: {heir} has its values.", job.name),
+            None => format!("No running worker knows {}: {LEFT}.", job.name),
+        };
+        println!("\n{}", wrapped(&escaped(&said), ""));
+    }
 }
 
 /// Prints keys of the wrong type, the number of workers, and Redis's masters.

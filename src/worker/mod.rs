@@ -51,7 +51,7 @@ struct Process<'a> {
     reload: Arc<Reload>,
     /// Keys of a wrong type that the process's connections met.
     wrong_types: WrongTypes,
-    /// What the process remembers of upstreams.
+    /// The process's memory of upstreams.
     memory: UpstreamMemory,
     /// Set when the process is told to stop.
     stop: CancellationToken,

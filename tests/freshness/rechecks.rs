@@ -346,7 +346,7 @@ async fn rechecks_of_a_doubt_stand_for_no_late_refresh() {
     }
 }
 
-/// What was evicted, or set by a service, is not brought back by an older refresh.
+/// An older refresh does not bring back what was evicted, or set by a service.
 #[tokio::test]
 async fn a_late_refresh_lifts_no_later_eviction_of_a_fetch() {
     let redis = TestRedis::start().await;

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-/// What a source can be.
+/// The kinds of a source.
 const KINDS: [&str; 3] = ["http", "ai", "compose"];
 /// More would never be reached before the lease ends.
 const MOST_FALLBACKS: usize = 10;

@@ -62,7 +62,7 @@ impl Health {
     }
 }
 
-/// What a process remembers of upstreams from one generation of its parts to the next: which open breakers are logged,
+/// The memory that a process has of upstreams from one generation of its parts to the next: which open breakers are logged,
 /// so that they are not logged once more, and until when nothing is admitted, so that a reload which raises a limit
 /// opens them early. Cheap to clone; clones share what they know.
 #[derive(Clone, Debug, Default)]
