@@ -10,8 +10,8 @@ pub(super) enum Topology {
     Cluster,
 }
 
-/// Tests that run on one server also where others run on a Cluster: the reason, and the tests as `module::test` or, with
-/// `::` at the end, all of a module.
+/// Tests that run on one server also where others run on a Cluster: the reason, and the tests as `module::test` or,
+/// with `::` at the end, all of a module.
 const ONE_SERVER: &[(&str, &[&str])] = &[
     ("URLs, users and databases of one server", &["connection::", "redis_server::"]),
     (

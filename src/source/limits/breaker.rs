@@ -62,9 +62,9 @@ impl Health {
     }
 }
 
-/// The memory that a process has of upstreams from one generation of its parts to the next: which open breakers are logged,
-/// so that they are not logged once more, and until when nothing is admitted, so that a reload which raises a limit
-/// opens them early. Cheap to clone; clones share what they know.
+/// The memory that a process has of upstreams from one generation of its parts to the next: which open breakers are
+/// logged, so that they are not logged once more, and until when nothing is admitted, so that a reload which raises a
+/// limit opens them early. Cheap to clone; clones share what they know.
 #[derive(Clone, Debug, Default)]
 pub struct UpstreamMemory(Arc<Mutex<BTreeMap<UpstreamName, Remembered>>>);
 

@@ -6,9 +6,9 @@
 -- But a refresh is late if the entry was fetched since S for another reason: the upstream may have lagged. It counts as
 -- of that fetch, so another one with rechecks follows. It is not late if an invalidation is known that came no earlier
 -- than shortly before S (a second, or a quarter of the last recheck), because it is open or its rechecks are to come;
--- or if the fetch began when its own last recheck would be over. One that finds a later open refresh counts as that one,
--- which may be the same. A doubt is never late, and stands for no other. Nor is an eviction late: what was asked for
--- since stays.
+-- or if the fetch began when its own last recheck would be over. One that finds a later open refresh counts as that
+-- one, which may be the same. A doubt is never late, and stands for no other. Nor is an eviction late: what was asked
+-- for since stays.
 -- In a storm, a refresh is held off: while a fetch is under way that already followed another invalidation (mark '+'),
 -- or shortly after one began; for longer where one failed, whose invalidation is noted and which is tried again. Then
 -- nothing is done, and the caller comes again; so one fetch answers many. A fetched_at later than now is from a clock
