@@ -325,8 +325,36 @@ pub fn tell(engine: &Engine, scenario: &Scenario, failure: &Failure) -> String {
     text
 }
 
-/// Searches all scenarios briefly for a failure of a script of this file; those that use the file come first.
-pub fn hunt(engine: &Engine, file: &str) -> Option<(&'static str, Failure)> {
+/// How far a hunt searches a scenario.
+#[derive(Clone, Copy)]
+struct Effort {
+    seed: u64,
+    states: usize,
+    walks: usize,
+}
+
+/// Little of each scenario, then more of each.
+const EFFORTS: [Effort; 3] = [
+    Effort { seed: 1_000, states: 150, walks: 12 },
+    Effort { seed: 2_000, states: 600, walks: 60 },
+    Effort { seed: 3_000, states: 0, walks: 400 },
+];
+
+impl Effort {
+    fn search(self, engine: &Engine, scenario: &Scenario) -> Option<Failure> {
+        let Self { seed, states, walks } = self;
+        search(engine, scenario, Bounds { depth: 100, states, walks, steps: 60, settled: 8, seed, until: None }).failure
+    }
+}
+
+/// Searches all scenarios briefly for a failure of a script of this file: `first`, then those that use the file.
+pub fn hunt(engine: &Engine, file: &str, first: Option<&str>) -> Option<(&'static str, Failure)> {
+    if let Some(name) = first {
+        let scenario = crate::scenarios::ALL.iter().find(|scenario| scenario.name == name).expect("a scenario's name");
+        if let Some(failure) = EFFORTS.iter().find_map(|effort| effort.search(engine, scenario)) {
+            return Some((scenario.name, failure));
+        }
+    }
     if file.starts_with("source/") {
         let fails = |seed| Some((seed, crate::limits::walk(engine, seed, 150, None).err()?));
         let (seed, violation) = (1..2_000).find_map(fails)?;
@@ -341,7 +369,7 @@ pub fn hunt(engine: &Engine, file: &str) -> Option<(&'static str, Failure)> {
         _ if file.contains("tag") || file.contains("stamp") || file.contains("unknown") => scenario.job.tagged,
         _ => true,
     };
-    let (first, rest): (Vec<_>, Vec<_>) = crate::scenarios::ALL.iter().partition(uses);
+    let (users, rest): (Vec<_>, Vec<_>) = crate::scenarios::ALL.iter().partition(uses);
     if (file.contains("guard") || file.contains("admit"))
         && let Some(failure) = by_themselves(engine, 0..24)
     {
@@ -354,11 +382,9 @@ pub fn hunt(engine: &Engine, file: &str) -> Option<(&'static str, Failure)> {
             }
         }
     }
-    // Little of each, then more of each.
-    for (seed, states, walks) in [(1_000, 150, 12), (2_000, 600, 60), (3_000, 0, 400)] {
-        for scenario in first.iter().chain(&rest) {
-            let bounds = Bounds { depth: 100, states, walks, steps: 60, settled: 8, seed, until: None };
-            if let Some(failure) = search(engine, scenario, bounds).failure {
+    for effort @ Effort { seed, walks, .. } in EFFORTS {
+        for scenario in users.iter().chain(&rest) {
+            if let Some(failure) = effort.search(engine, scenario) {
                 return Some((scenario.name, failure));
             }
         }

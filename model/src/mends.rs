@@ -44,7 +44,7 @@ pub struct Mend {
 }
 
 const fn script(file: &'static str, from: &'static str, to: &'static str) -> Revert {
-    Revert::Script(Mutant { file, from, to })
+    Revert::Script(Mutant::new(file, from, to))
 }
 
 /// The mends.

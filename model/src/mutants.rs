@@ -1,12 +1,13 @@
 //! Changes of one place in a script, each of which some property must notice.
 //!
-//! A text that is no longer in its script, or is there twice, fails the test, so that this list stays true.
+//! A text that is no longer in its script, or is there twice, fails the test, so that this list stays true. Behind `in`
+//! is a scenario that kills the mutant, where the search takes long to come to it.
 
 use crate::scripts::Mutant;
 
 macro_rules! mutants {
-    ($($file:literal: [$($from:literal => $to:literal,)*])*) => {
-        &[$($(Mutant { file: $file, from: $from, to: $to },)*)*]
+    ($($file:literal: [$($from:literal => $to:literal $(in $scenario:literal)?,)*])*) => {
+        &[$($(Mutant::new($file, $from, $to)$(.first_in($scenario))?,)*)*]
     };
 }
 
@@ -17,7 +18,8 @@ pub const KILLED: &[Mutant] = mutants! {
     ]
     "store/lua/fence.lua": [
         "if holder ~= token then return {'lost'} end" => "",
-        "if mark ~= EVICT and fetched_at ~= began then return {'again', tonumber(fetched_at)} end" => "",
+        "if mark ~= EVICT and fetched_at ~= began then return {'again', tonumber(fetched_at)} end" => ""
+            in "a lost commit",
         "if mark == EVICT then\n    redis.call('DEL', key)\n    return {'evicted'}\n  elseif" => "if",
         "    redis.call('DEL', key)\n    return {'evicted'}" => "    return {'evicted'}",
         "elseif mark == REFRESH and now == tonumber(fetched_at) then" => "elseif false then",
@@ -28,12 +30,12 @@ pub const KILLED: &[Mutant] = mutants! {
     ]
     "store/lua/lease.lua": [
         "if known[1] then" => "if known[3] then",
-        "if fetched_at and tonumber(fetched_at) > now then" => "if false then",
+        "if fetched_at and tonumber(fetched_at) > now then" => "if false then" in "clock back a little",
         "if ARGV[6] == '1' then return {'absent'} end" => "",
         "if kind ~= 'string' then" => "if kind == 'none' then",
         "(invalidated or '0') == '0'" => "true",
-        "stale_for == '0' and" => "",
-        "tonumber(validated_at) <= now" => "true",
+        "stale_for == '0' and" => "" in "outlives its TTL",
+        "tonumber(validated_at) <= now" => "true" in "clock back a little",
         "ours = ours and stale_for" => "ours = stale_for",
         "tonumber(validated_at) >= since" => "tonumber(validated_at) > since",
         "crashes >= tonumber(ARGV[8])" => "crashes > tonumber(ARGV[8])",
@@ -44,11 +46,11 @@ pub const KILLED: &[Mutant] = mutants! {
         "if objection then return objection end" => "",
         "if not before and redis.call('TYPE', KEYS[1]).ok ~= 'none' then" => "if false then",
         "  redis.call('DEL', KEYS[2])\n  return {'wrongtype'}" => "  return {'wrongtype'}",
-        "if refused then return refused end" => "",
-        "if behind == 0 then announced, announced_at = '', '' end" => "announced, announced_at = '', ''",
+        "if refused then return refused end" => "" in "versions",
+        "if behind == 0 then announced, announced_at = '', '' end" => "announced, announced_at = '', ''" in "versions",
         "if before ~= ARGV[2] then redis.call('PUBLISH', ARGV[9], ARGV[10]) end" => "",
         "if before ~= ARGV[2] then redis.call" => "if before then redis.call",
-        "behind == 1 and invalidated or '0'" => "'0'",
+        "behind == 1 and invalidated or '0'" => "'0'" in "versions",
         "behind == 1 and invalidated or '0'" => "invalidated or '0'",
         "write_meta(fetched_at, expiry" => "write_meta(string.format('%d', now), expiry",
         "ARGV[2], 'PXAT', expiry)" => "ARGV[2])",
@@ -58,26 +60,27 @@ pub const KILLED: &[Mutant] = mutants! {
     ]
     "store/lua/extend.lua": [
         "if objection then return objection end" => "",
-        "own_expiry ~= ARGV[3] or redis.call('PEXPIRETIME', KEYS[1]) ~= tonumber(ARGV[3])" => "own_expiry ~= ARGV[3]",
-        "  or (unasked and invalidated ~= '0')" => " ",
-        "if refused then return refused end" => "",
+        "own_expiry ~= ARGV[3] or redis.call('PEXPIRETIME', KEYS[1]) ~= tonumber(ARGV[3])" => "own_expiry ~= ARGV[3]"
+            in "unchanged",
+        "  or (unasked and invalidated ~= '0')" => " " in "paid for",
+        "if refused then return refused end" => "" in "versions",
         "unasked and fetched_at or began" => "began",
         "write_meta(began, expiry, '0'" => "write_meta(began, expiry, invalidated",
         "redis.call('PEXPIREAT', KEYS[1], expiry)" => "",
         "redis.call('DEL', KEYS[2])\nreturn {'done'" => "return {'done'",
     ]
     "store/lua/extend_stale.lua": [
-        " or tonumber(own_expiry) ~= pxat\n" => "\n",
+        " or tonumber(own_expiry) ~= pxat\n" => "\n" in "outlives its TTL",
         "invalidated ~= '0'" => "false",
-        "not (ARGV[4] == '1' and is_doubt(note, invalidated))" => "not is_doubt(note, invalidated)",
+        "not (ARGV[4] == '1' and is_doubt(note, invalidated))" => "not is_doubt(note, invalidated)" in "held back",
         "not (ARGV[4] == '1' and is_doubt(note, invalidated))" => "ARGV[4] ~= '1'",
         "math.min(ends + tonumber(ARGV[2]), now + tonumber(ARGV[1]))" => "now + tonumber(ARGV[1])",
         "local ends = pxat - tonumber(stale_for)" => "local ends = pxat",
-        "if till > pxat then" => "if till ~= pxat then",
+        "if till > pxat then" => "if till ~= pxat then" in "unchanged",
     ]
     "store/lua/gone.lua": [
         "if objection then return objection end" => "",
-        "if kind ~= 'string' and kind ~= 'none' then" => "if false then",
+        "if kind ~= 'string' and kind ~= 'none' then" => "if false then" in "other writers",
         "if went == 1 then redis.call('PUBLISH', ARGV[6], ARGV[7]) end" => "",
         "redis.call('DEL', KEYS[2])\nreturn {'done'" => "return {'done'",
     ]
@@ -86,7 +89,7 @@ pub const KILLED: &[Mutant] = mutants! {
         "redis.call('DEL', KEYS[2])\nif" => "if",
         "write_meta(validated_at, own_expiry, invalidated, stale_for"
             => "write_meta(validated_at, own_expiry, '0', stale_for",
-        "with_doubt(ARGV[3], doubt)" => "ARGV[3]",
+        "with_doubt(ARGV[3], doubt)" => "ARGV[3]" in "held back",
         "return {'done', mark}" => "return {'done', '-'}",
     ]
     "store/lua/invalidate.lua": [
@@ -96,7 +99,7 @@ pub const KILLED: &[Mutant] = mutants! {
         "(refresh or mark ~= EVICT)" => "refresh",
         "write_lease(token, lease_fetched_at, ARGV[2]), 'KEEPTTL')" => "write_lease(token, lease_fetched_at, ARGV[2]))",
         "  fenced = 1" => "",
-        "or before(fetched) or (pxat ~= -2 and not ours)" => "or before(fetched)",
+        "or before(fetched) or (pxat ~= -2 and not ours)" => "or before(fetched)" in "outlives its TTL",
         "local old = wanted ~= '' or not validated_at or before(fetched)"
             => "local old = wanted ~= '' or not validated_at",
         "if kind == 'string' then removed = redis.call('UNLINK', KEYS[1]) end"
@@ -131,19 +134,19 @@ pub const KILLED: &[Mutant] = mutants! {
         "token and tonumber(lease_fetched_at) or fetched or 0" => "token and tonumber(lease_fetched_at) or 0",
         "if refresh and last > 0 and not doubt" => "if last > 0 and not doubt",
         "if refresh and last > 0 and not doubt" => "if refresh and not doubt",
-        "last > 0 and not doubt and wanted == '' and mark" => "last > 0 and wanted == '' and mark",
-        "last > 0 and not doubt and wanted == '' and mark" => "last > 0 and not doubt and mark",
+        "last > 0 and not doubt and wanted == '' and mark" => "last > 0 and wanted == '' and mark" in "late messages",
+        "last > 0 and not doubt and wanted == '' and mark" => "last > 0 and not doubt and mark" in "versions",
         "and mark ~= EVICT and not before(newest)" => "and not before(newest)",
         "and mark ~= EVICT and not before(newest)" => "and mark ~= EVICT and newest > 0",
-        "open and tonumber(invalidated) or 0" => "tonumber(invalidated) or 0",
+        "open and tonumber(invalidated) or 0" => "tonumber(invalidated) or 0" in "late messages",
         "open and tonumber(invalidated) or 0" => "0",
         "if noted >= newest then" => "if noted > newest then",
         "math.max(noted, rechecked_since" => "math.max(rechecked_since",
-        "rechecked_since(note or ''), newest" => "newest",
-        "note or ''), newest - last) <" => "note or '')) <",
+        "rechecked_since(note or ''), newest" => "newest" in "loads",
+        "note or ''), newest - last) <" => "note or '')) <" in "loads",
         "S - math.min(1000, last / 4)" => "S",
         "since and flags % 64 < 32 and tonumber(since)" => "since and tonumber(since)",
-        "since and flags % 64 < 32 and tonumber(since)" => "nil",
+        "since and flags % 64 < 32 and tonumber(since)" => "nil" in "loads",
     ]
     "store/lua/guard.lua": [
         "guard.since > 0 and 86520000 or 120000" => "120000",
@@ -202,8 +205,8 @@ pub const KILLED: &[Mutant] = mutants! {
     ]
     "store/lua/meta.lua": [
         "return #a < #b or #a == #b and a < b" => "return a < b and #a <= #b and false",
-        "if has_value and lower(version, stored) then" => "if false then",
-        "now < since + tonumber(patience)" => "false",
+        "if has_value and lower(version, stored) then" => "if false then" in "versions",
+        "now < since + tonumber(patience)" => "false" in "versions",
         "if fetched_at == '' then fetched_at = validated_at end" => "",
         "match(note, '\"u\":(%d+)') == invalidated" => "false",
         "if at == '' or string.sub(note, 1, 1) ~= '{' then return note end" => "if true then return note end",
@@ -283,11 +286,11 @@ pub const KILLED: &[Mutant] = mutants! {
         "math.min(room, times * cap - held)" => "room",
         "room, held = room - count, held + count" => "held = held + count",
         "claimed('-inf', '(' .. edge(now + 1, HIGH), 3)" => "",
-        "claimed('-inf', '(' .. edge(now + 1, HIGH), 3)" => "claimed('-inf', edge(now + 1, HIGH), 3)",
+        "claimed('-inf', '(' .. edge(now + 1, HIGH), 3)" => "claimed('-inf', edge(now + 1, HIGH), 3)" in "dead letters",
         "claimed(HIGH_END, '(' .. edge(now + 1, BULK), 2)" => "",
         "claimed(BULK_END, '(' .. lapsed, 2)" => "",
-        "claimed(BULK_END, '(' .. lapsed, 3, true)" => "",
-        "claimed('(' .. edge(future, HELD), '(' .. HELD_END, 2)" => "",
+        "claimed(BULK_END, '(' .. lapsed, 3, true)" => "" in "a tag that others have",
+        "claimed('(' .. edge(future, HELD), '(' .. HELD_END, 2)" => "" in "clock back far",
         "claimed('0', '(' .. edge(now + 1, SCHEDULED), 1)" => "claimed('0', '(' .. edge(now + 1, SCHEDULED), 2)",
         "if moves[1] then redis.call('ZADD', KEYS[1], unpack(moves)) end" => "",
         "nearest = math.min(nearest," => "nearest = math.max(0,",
@@ -301,7 +304,7 @@ pub const KILLED: &[Mutant] = mutants! {
         "(state == 'urgent' and 1 or 1000)" => "1e6",
         "(state == 'urgent' and 1 or 1000)" => "(state == 'urgent' and 0 or 1000)",
         "encode(now + 1, priority" => "encode(now, priority",
-        "(state == 'urgent' and 1 or 1000)" => "1",
+        "(state == 'urgent' and 1 or 1000)" => "1" in "failures",
         "trigger ~= 1 and trigger ~= 2 and trigger ~= 5" => "trigger ~= 1 and trigger ~= 2",
         "trigger ~= 1 and trigger ~= 2 and trigger ~= 5" => "true",
         "      stays = asked" => "      stays = true",
@@ -320,7 +323,7 @@ pub const KILLED: &[Mutant] = mutants! {
         "math.max(tonumber(arg), 1)" => "tonumber(arg)",
         "if soonest < now + 5000 then" => "if false then",
         "if out[1] then redis.call('ZREM', KEYS[1], unpack(out)) end" => "",
-        "local spare = dead[1] and" => "local spare = false and",
+        "local spare = dead[1] and" => "local spare = false and" in "dead letters",
         "try('ZREM', KEYS[2], unpack(alive))" => "",
         "if what ~= 'dead' then alive" => "if what ~= 'dead' and what ~= 'in' then alive",
         "try('HSETNX', KEYS[4], 'since', string.format('%.0f', now))" => "",
@@ -329,7 +332,8 @@ pub const KILLED: &[Mutant] = mutants! {
         "if redis.call('EXISTS', KEYS[1]) == 1 then return" => "if false then return",
         "if mark and mark ~= EVICT then" => "if false then",
         "if mark and mark ~= EVICT then" => "if mark == LOAD then",
-        "if tonumber(fetched_at) > now then redis.call('PEXPIRE', KEYS[2], ARGV[2], 'LT') end" => "",
+        "if tonumber(fetched_at) > now then redis.call('PEXPIRE', KEYS[2], ARGV[2], 'LT') end" => ""
+            in "clock back far",
         "LOAD), 'PX', ARGV[2])" => "LOAD))",
     ]
     "cache/lua/commit_load.lua": [
@@ -340,7 +344,7 @@ pub const KILLED: &[Mutant] = mutants! {
         "if ARGV[4] ~= '' then redis.call('PUBLISH', ARGV[4], ARGV[5]) end" => "",
     ]
     "cache/lua/drop_lease.lua": [
-        "if token ~= ARGV[1] then return 0 end" => "",
+        "if token ~= ARGV[1] then return 0 end" => "" in "a slow load",
         "return redis.call('DEL', KEYS[1])" => "return 1",
     ]
     "cache/lua/set.lua": [
@@ -419,27 +423,27 @@ pub const KILLED: &[Mutant] = mutants! {
 /// Mutants that nothing can notice, and why.
 pub const EQUIVALENT: &[(Mutant, &str)] = &[
     (
-        Mutant { file: "store/lua/lease.lua", from: "pxat >= till", to: "pxat > till" },
+        Mutant::new("store/lua/lease.lua", "pxat >= till", "pxat > till"),
         "The bound lies three tenths of `ahead` from any expiry that is compared with it; either is right at it.",
     ),
     (
-        Mutant {
-            file: "store/lua/meta.lua",
-            from: "match(note, '\"u\":(%d+)') == invalidated",
-            to: "match(note, '\"u\":(%d+)') ~= nil",
-        },
+        Mutant::new(
+            "store/lua/meta.lua",
+            "match(note, '\"u\":(%d+)') == invalidated",
+            "match(note, '\"u\":(%d+)') ~= nil",
+        ),
         "Only workers of the previous build leave another doubt's time in the note: see tests/gone_guard/marks.rs.",
     ),
     (
-        Mutant { file: "store/lua/guard.lua", from: "  guard.held = fields\n", to: "" },
+        Mutant::new("store/lua/guard.lua", "  guard.held = fields\n", ""),
         "Only workers of an earlier build count entries without naming them: see tests/gone_guard/marks.rs.",
     ),
     (
-        Mutant {
-            file: "agenda/lua/claim.lua",
-            from: "claimed(HIGH_END, '(' .. edge(now + 1, BULK), 2)",
-            to: "claimed(HIGH_END, edge(now + 1, BULK), 2)",
-        },
+        Mutant::new(
+            "agenda/lua/claim.lua",
+            "claimed(HIGH_END, '(' .. edge(now + 1, BULK), 2)",
+            "claimed(HIGH_END, edge(now + 1, BULK), 2)",
+        ),
         "The bound is the score of a warmup (trigger 0), and no warmup makes an entry due as bulk.",
     ),
 ];

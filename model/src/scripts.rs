@@ -126,9 +126,23 @@ pub struct Mutant {
     pub from: &'static str,
     /// The text that replaces it.
     pub to: &'static str,
+    /// The name of the scenario that is searched first.
+    pub first: Option<&'static str>,
 }
 
 impl Mutant {
+    /// Replaces one text of a file.
+    #[must_use]
+    pub const fn new(file: &'static str, from: &'static str, to: &'static str) -> Self {
+        Self { file, from, to, first: None }
+    }
+
+    /// Has this scenario searched first.
+    #[must_use]
+    pub const fn first_in(self, scenario: &'static str) -> Self {
+        Self { first: Some(scenario), ..self }
+    }
+
     fn apply(&self, text: &str) -> String {
         text.replacen(self.from, self.to, 1)
     }

@@ -160,7 +160,7 @@ fn mended_faults_stay_mended() {
 fn the_hunt_for_mutants_finds_no_fault_in_the_scripts() {
     let engine = Engine::new(None);
     // For each file it searches all scenarios, in another order; for this one, it looks at guards as well.
-    if let Some((name, failure)) = hunt(&engine, "store/lua/guard.lua") {
+    if let Some((name, failure)) = hunt(&engine, "store/lua/guard.lua", None) {
         match ALL.iter().find(|scenario| scenario.name == name) {
             Some(scenario) => panic!("{}", tell(&engine, scenario, &failure)),
             None => panic!("{name}: {failure:?}"),
@@ -188,7 +188,7 @@ fn each_mutant_is_killed() {
                         *killers.lock().unwrap().entry("a mended fault is back".to_owned()).or_default() += 1;
                         continue;
                     }
-                    let found = hunt(&engine, mutant.file);
+                    let found = hunt(&engine, mutant.file, mutant.first);
                     let property = found.as_ref().map_or("SURVIVES", |(_, failure)| failure.violation.property);
                     let scenario = found.as_ref().map_or("", |(scenario, _)| scenario);
                     println!(
