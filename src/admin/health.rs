@@ -122,6 +122,11 @@ async fn state(admin: &Admin) -> (StatusCode, Json<Readiness>) {
     let of_masters = parts.as_ref().and_then(|parts| parts.ops.redis.fault_of_masters());
     reasons.extend(of_masters.filter(|fault| !troubles.iter().any(|trouble| trouble.contains(fault.as_str()))));
     reasons.extend(troubles);
+    if let (Some(parts), true) = (&parts, redis == "connected") {
+        // If Redis fails now, the next call says so.
+        let guards = tokio::time::timeout(PATIENCE, parts.ops.guard_notices()).await;
+        reasons.extend(guards.ok().and_then(Result::ok).unwrap_or_default());
+    }
     reasons.extend(parts.iter().flat_map(|parts| parts.gates.values()).filter_map(|gate| gate.trouble()));
     reasons.extend(
         admin.reload.refused().map(|refused| {

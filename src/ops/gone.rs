@@ -24,6 +24,18 @@ impl Ops {
         GoneGuard::read(&mut self.redis.clone(), &self.keys, job, now).await
     }
 
+    /// Returns the guards that hold removals back, as a sentence each; none of a job whose guard cannot be read.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub(crate) async fn guard_notices(&self) -> RedisResult<Vec<String>> {
+        let now = self.store.now().await?;
+        let jobs: Vec<&JobName> = self.jobs.jobs.values().filter(|job| !job.unguarded).map(|job| &job.name).collect();
+        let guards = GoneGuard::read_all(&mut self.redis.clone(), &self.keys, &jobs, now).await?;
+        let holding = |guard: RedisResult<Option<GoneGuard>>| guard.ok().flatten().filter(GoneGuard::is_holding);
+        Ok(jobs.into_iter().zip(guards).filter_map(|(job, guard)| Some(holding(guard)?.notice(job))).collect())
+    }
+
     /// Lets a job's removals through for an hour, and makes the entries due whose removal was held back, also those
     /// that are not on the agenda. Returns how many these are.
     ///

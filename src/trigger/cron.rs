@@ -54,6 +54,15 @@ static HOLD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/h
 static RETRY: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/retry_tick.lua")));
 static ENSURE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/ensure.lua")));
 
+/// What this worker knows of the guards of jobs.
+#[derive(Debug, Default)]
+struct Guards {
+    /// When they were read last.
+    read: Option<Instant>,
+    /// The jobs whose guards held removals back then.
+    holding: BTreeSet<JobName>,
+}
+
 /// The result of a warmup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Expanded {
@@ -137,9 +146,9 @@ impl Cron {
     pub async fn run(self) {
         let mut backoff = Backoff::new("cron");
         let mut warmups = Warmups::default();
-        let mut told = None;
+        let mut guards = Guards::default();
         while !self.stop.is_cancelled() {
-            let wait = match self.round(&mut warmups, &mut told).await {
+            let wait = match self.round(&mut warmups, &mut guards).await {
                 Ok(wait) => {
                     backoff.well();
                     wait
@@ -162,8 +171,8 @@ impl Cron {
     }
 
     /// Runs a warmup if one is due, or starts it if the job has a feed; otherwise reports the state of feeds and
-    /// guards. Returns the time until the next call. `told` is when guards were reported last.
-    async fn round(&self, warmups: &mut Warmups, told: &mut Option<Instant>) -> RedisResult<Duration> {
+    /// guards. Returns the time until the next call.
+    async fn round(&self, warmups: &mut Warmups, guards: &mut Guards) -> RedisResult<Duration> {
         match self.claim_tick(warmups).await? {
             Todo::Warmup(job, claim) if self.store.newer_file(&job).await?.is_some() => {
                 warmups.left.insert(job.name.clone(), Instant::now());
@@ -173,9 +182,9 @@ impl Cron {
             Todo::Warmup(job, claim) => self.warm_up(&job, claim).await?,
             Todo::Wait(wait) => {
                 self.tell_feeds().await?;
-                if told.is_none_or(|told| told.elapsed() >= GUARDS_TOLD) {
-                    self.tell_guards().await?;
-                    *told = Some(Instant::now());
+                if guards.read.is_none_or(|read| read.elapsed() >= GUARDS_TOLD) {
+                    self.tell_guards(&mut guards.holding).await?;
+                    guards.read = Some(Instant::now());
                 }
                 return Ok(wait);
             }
@@ -222,21 +231,23 @@ impl Cron {
         Ok(())
     }
 
-    /// Reports removals that guards hold back, whichever worker asked the upstream.
-    async fn tell_guards(&self) -> RedisResult<()> {
+    /// Logs that guards hold removals back, and that they do not any more, whichever worker asked the upstream.
+    /// `holding` has the jobs whose guards did when they were read last.
+    async fn tell_guards(&self, holding: &mut BTreeSet<JobName>) -> RedisResult<()> {
         let now = self.store.now().await?;
-        let (guarded, others): (Vec<&Arc<Job>>, Vec<&Arc<Job>>) =
-            self.jobs.jobs.values().partition(|job| job.warm.gone_guard.is_some());
-        for job in others {
-            self.troubles.notice(job.name.as_str(), None);
-        }
-        let guarded: Vec<&JobName> = guarded.iter().map(|job| &job.name).collect();
+        let jobs = self.jobs.jobs.values().filter(|job| job.warm.gone_guard.is_some());
+        let guarded: Vec<&JobName> = jobs.map(|job| &job.name).collect();
         let guards = GoneGuard::read_all(&mut self.redis.clone(), &self.keys, &guarded, now).await?;
         let troubles = self.troubles.of("reading a job's guard");
         for (job, guard) in guarded.into_iter().zip(guards) {
-            let guard = troubles.alone(job.as_str(), guard)?.flatten();
-            let state = guard.filter(GoneGuard::is_holding).map(|guard| guard.notice(job));
-            self.troubles.notice(job.as_str(), state);
+            let Some(guard) = troubles.alone(job.as_str(), guard)? else { continue };
+            let is_holding = guard.as_ref().is_some_and(GoneGuard::is_holding);
+            if is_holding && holding.insert(job.clone()) {
+                info!(job = job.as_str(), "a guard holds removals back: `samovar gone {job}` shows it");
+            } else if !is_holding && holding.remove(job) {
+                let why = if guard.is_some() { "a person let them through" } else { "the guard has ended" };
+                info!(job = job.as_str(), "removals are not held back any more: {why}");
+            }
         }
         Ok(())
     }
