@@ -2,8 +2,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::samovar;
-use serde_json::Value;
+use crate::support::{Art, JobsFolder, Reply, both, eventually, samovar};
+use serde_json::{Value, json};
 
 const SHELLS: [&str; 5] = ["bash", "zsh", "fish", "elvish", "powershell"];
 
@@ -117,4 +117,28 @@ async fn a_folder_that_cannot_be_written_is_told() {
     let refused = samovar(["man", "--dir", file.to_str().unwrap()]).run().await;
     assert_eq!(refused.code, Some(1), "{refused:?}");
     assert!(refused.stderr.contains("/file: man pages cannot be written: "), "{refused:?}");
+}
+
+#[tokio::test]
+async fn errors_that_nobody_reads_change_no_exit_code() {
+    let jobs = JobsFolder::new();
+    jobs.write("art.toml", "ttl = 1");
+    let nowhere = "redis://127.0.0.1:1";
+    for (args, code) in [(&["worker"][..], 78), (&["jobs"], 69), (&["check", "--json"], 78)] {
+        for _ in 0..5 {
+            let ended = samovar(args).jobs(&jobs).redis_at(nowhere).unread().run().await;
+            assert_eq!(ended.code, Some(code), "{args:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_worker_whose_log_nobody_reads_works_on() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| Reply::json(json!(1)));
+    let jobs = Art::of(&upstream).list(0..3).folder();
+    let mut worker = samovar(["worker"]).redis(&redis).jobs(&jobs).env("SAMOVAR_LOG", "debug").unread().spawn();
+    eventually("all are warm", async || redis.keys("art:*").await.len() == 3).await;
+    worker.term();
+    assert!(worker.wait().await.success());
 }

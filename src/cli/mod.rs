@@ -1,6 +1,13 @@
 //! The command line: one file a subcommand.
 #![expect(clippy::print_stdout, reason = "commands print to standard output")]
 
+/// Prints a line to standard error. If nobody reads it, the command goes on, where the standard library's would panic.
+macro_rules! eprintln {
+    ($($what:tt)*) => {
+        _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{}\n", format_args!($($what)*)))
+    };
+}
+
 mod budgets;
 pub mod check;
 pub mod exit;

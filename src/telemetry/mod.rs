@@ -101,16 +101,18 @@ impl fmt::Display for LogFilter {
     }
 }
 
-/// Starts logging for the whole process. Only the first call has an effect.
+/// Starts logging for the whole process. Only the first call has an effect. If nobody reads the log, it is lost; the
+/// process goes on. (The engine would complain of that on standard error, and panic.)
 pub fn init(filter: &LogFilter, format: LogFormat) {
     let registry = tracing_subscriber::registry().with(filter.engine());
     let started = match format {
         LogFormat::Json => {
-            let lines = layer().with_writer(|| JsonLines(io::stderr()));
+            let lines = layer().with_writer(|| JsonLines(io::stderr())).log_internal_errors(false);
             registry.with(lines.json().flatten_event(true).with_span_list(false)).try_init()
         }
         LogFormat::Text => {
-            let lines = layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+            let lines =
+                layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).log_internal_errors(false);
             registry.with(lines.fmt_fields(fields())).try_init()
         }
     };

@@ -31,7 +31,7 @@ pub fn samovar<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Samovar {
             command.env(name, value);
         }
     }
-    Samovar { command, folder, through: false }
+    Samovar { command, folder, through: false, unread: false }
 }
 
 /// Returns a number from the environment of the test run.
@@ -48,6 +48,8 @@ pub struct Samovar {
     folder: TempDir,
     /// Another program runs it, which may stay in between.
     through: bool,
+    /// Nobody reads what it writes to standard error.
+    unread: bool,
 }
 
 /// The end of a one-shot command.
@@ -102,6 +104,12 @@ impl Samovar {
         self
     }
 
+    /// With a reader of its standard error that has gone.
+    pub fn unread(mut self) -> Self {
+        self.unread = true;
+        self
+    }
+
     /// Runs it to its end.
     pub async fn run(self) -> Finished {
         let mut process = self.spawn();
@@ -112,10 +120,14 @@ impl Samovar {
 
     /// Starts it.
     pub fn spawn(mut self) -> WorkerProcess {
-        let streams = self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let errors = if self.unread { Stdio::from(std::io::pipe().unwrap().1) } else { Stdio::piped() };
+        let streams = self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
         let mut child = streams.spawn().expect("the samovar binary starts");
         let stdout = Lines::drain(child.stdout.take().unwrap());
-        let stderr = Lines::drain(child.stderr.take().unwrap());
+        let stderr = match child.stderr.take() {
+            Some(stderr) => Lines::drain(stderr),
+            None => Lines::drain(std::io::empty()),
+        };
         WorkerProcess { child, stdout, stderr, through: self.through, _folder: self.folder }
     }
 }
