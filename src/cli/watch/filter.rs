@@ -36,13 +36,14 @@ impl Filter {
         self.globs.is_empty() || self.globs.iter().any(|glob| matches(glob, key))
     }
 
-    /// Patterns and tags may match any key, and a long message shows only some of its keys.
+    /// Tags may name any key, and a long message shows only some of its keys.
     fn invalidation(&self, invalidation: &Invalidation) -> bool {
         let Invalidation { keys, patterns, tags, jobs, .. } = invalidation;
         let owned = |key: &String| self.jobs.owner(key).is_some_and(|(job, _)| self.job(job.name.as_str()));
         let shown = |key: &String| self.key(key) && (self.only.is_empty() || owned(key));
         let all = self.only.is_empty() && self.globs.is_empty();
-        all || !patterns.is_empty()
+        let meets = |pattern: &String| self.globs.is_empty() || self.globs.iter().any(|glob| may_meet(glob, pattern));
+        all || patterns.iter().any(meets)
             || !tags.is_empty()
             || keys.iter().any(shown)
             || jobs.iter().any(|name| self.job(name))
@@ -55,6 +56,13 @@ impl fmt::Display for Filter {
         let words: Vec<&str> = self.only.iter().chain(&self.globs).map(String::as_str).collect();
         f.write_str(&words.join(", "))
     }
+}
+
+/// Returns `false` if no key matches both globs, by the characters before their first special ones.
+fn may_meet(one: &str, other: &str) -> bool {
+    let literal = |glob: &str| glob.split(['*', '?', '[', '\\']).next().unwrap_or_default().to_owned();
+    let (one, other) = (literal(one), literal(other));
+    one.starts_with(&other) || other.starts_with(&one)
 }
 
 /// Returns `true` if a glob in Redis's syntax matches a text: `*`, `?`, `[ab]`, `[a-z]`, `[^a]`, and `\` before a
@@ -144,7 +152,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn globs_with_other_beginnings_never_meet() {
+        for (one, other, may) in [("art:*", "art:M*", true), ("art:*", "story:*", false), ("art:*", "*", true)] {
+            assert_eq!((may_meet(one, other), may_meet(other, one)), (may, may), "{one} {other}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn globs_that_one_key_matches_may_meet(one in "[*?\\[\\]\\\\^a-b]{0,6}", other in "[*?a-b]{0,4}", key in "[a-b]{0,5}") {
+            prop_assert!(may_meet(&one, &other) || !matches(&one, &key) || !matches(&other, &key));
+        }
+
         #[test]
         fn any_glob_ends(glob in "[*?\\[\\]\\\\^a-c-]{0,12}", text in "[a-c]{0,30}") {
             let _ = matches(&glob, &text);

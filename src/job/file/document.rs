@@ -160,7 +160,11 @@ impl<'a> Table<'a> {
             if known.contains(&name) || refused.contains(&name) {
                 continue;
             }
+            let is_jobs_own = BELOW.contains(&self.title.as_str()) && OF_THE_JOB.contains(&name);
             let help = match closest(name, known.iter().copied()) {
+                _ if is_jobs_own => {
+                    format!("`{name}` belongs to the job itself: write it above the first line in brackets")
+                }
                 Some(close) => format!("did you mean `{close}`?"),
                 None => format!("known here: {}", known.join(", ")),
             };
@@ -168,6 +172,10 @@ impl<'a> Table<'a> {
         }
     }
 }
+
+/// The tables of a job file that swallow the job's own fields if these are written below.
+const BELOW: [&str; 3] = ["[source]", "[entries]", "[warm]"];
+const OF_THE_JOB: [&str; 6] = ["description", "key", "ttl", "inputs", "tags", "version"];
 
 /// A field's value, with its name for messages.
 #[derive(Clone)]

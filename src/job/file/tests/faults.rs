@@ -72,6 +72,12 @@ pub(super) fn cases() -> &'static [(Change, &'static [&'static str])] {
                 "8:34: `{{ value.name | path }}`: the filter `path` is for URLs only | remove `| path`: text outside a URL is inserted as it is",
             ],
         ),
+        (
+            Append("tags = [\"art\"]\n"),
+            &[
+                "6:1: unknown field `tags` in [source] | `tags` belongs to the job itself: write it above the first line in brackets",
+            ],
+        ),
         (Replace("ttl =", "tll ="), &["2:1: unknown field `tll` in this file | did you mean `ttl`?"]),
         (
             Replace("1h", "1 hour ago"),
