@@ -7,6 +7,7 @@
 use super::Params;
 use crate::entry::EntryKey;
 use crate::entry::LONGEST_KEY;
+use crate::protocol::glob;
 use std::collections::HashSet;
 use std::fmt;
 
@@ -184,6 +185,12 @@ impl KeyPattern {
             }
         }
         glob
+    }
+
+    /// Returns `true` if a glob may match a key of this pattern, as the literal beginnings of both tell.
+    pub fn may_match(&self, glob: &str) -> bool {
+        let (literal, prefix) = (glob::literal(glob), self.literal_prefix());
+        !glob.is_empty() && (prefix.starts_with(literal) || literal.starts_with(prefix))
     }
 
     /// The placeholders' names in order.

@@ -6,9 +6,9 @@ use redis::RedisResult;
 
 use super::Ops;
 use crate::cache::KNOWN_PREFIXES;
-use crate::job::{KnownJob, KnownJobs};
-use crate::protocol::inbox;
+use crate::job::KnownJobs;
 use crate::protocol::{Action, Message};
+use crate::protocol::{glob, inbox};
 use crate::redis::Scan;
 use crate::trigger::Invalidator;
 
@@ -36,12 +36,7 @@ impl Pattern {
 
     /// Returns the literal beginning of every matching key.
     fn literal(&self) -> &str {
-        Self::literal_of(&self.0)
-    }
-
-    /// Returns the literal beginning of every key that matches a glob.
-    fn literal_of(glob: &str) -> &str {
-        glob.split(['*', '?', '[', '\\']).next().unwrap_or_default()
+        glob::literal(&self.0)
     }
 }
 
@@ -53,13 +48,7 @@ impl fmt::Display for Pattern {
 
 /// Returns `true` if a key of one of these jobs may match a glob.
 pub(super) fn may_match(jobs: &KnownJobs, glob: &str) -> bool {
-    jobs.jobs.values().any(|job| may_match_job(job, glob))
-}
-
-/// Returns `true` if a key of a job may match a glob.
-pub(super) fn may_match_job(job: &KnownJob, glob: &str) -> bool {
-    let (literal, prefix) = (Pattern::literal_of(glob), job.key.literal_prefix());
-    !glob.is_empty() && (prefix.starts_with(literal) || literal.starts_with(prefix))
+    jobs.jobs.values().any(|job| job.key.may_match(glob))
 }
 
 /// Returns `true` if a key of the library's caches may match a glob that begins so.

@@ -217,15 +217,25 @@ impl Ops {
         Ok(listed.iter().filter_map(|name| job.key.read(name)).collect())
     }
 
-    /// Returns `true` if a job's file lists an entry.
+    /// Returns for each of these entries whether its job's file lists it, in order; at most a page of entries.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
-    pub(super) async fn lists(&self, job: &KnownJob, key: &EntryKey, params: &Params) -> RedisResult<bool> {
-        match &job.file {
-            Some(file) => Ok(file.entries.lists(params)),
-            None => buckets::has(&mut self.redis.clone(), &self.keys.list(&job.name), key).await,
+    pub(super) async fn listed(&self, job: &KnownJob, entries: &[EntryKey]) -> RedisResult<Vec<bool>> {
+        if let Some(file) = &job.file {
+            let lists = |key: &EntryKey| job.key.read(key.as_str()).is_some_and(|params| file.entries.lists(&params));
+            return Ok(entries.iter().map(lists).collect());
         }
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut ask = redis::pipe();
+        for key in entries {
+            ask.add_command(buckets::ask(&self.keys.list(&job.name), key));
+        }
+        let found: Vec<Option<Vec<u8>>> = ask.query_async(&mut self.redis.clone()).await?;
+        let named = entries.iter().zip(found);
+        Ok(named.map(|(key, bucket)| bucket.is_some_and(|bucket| buckets::names(&bucket, key))).collect())
     }
 
     /// Returns the described jobs that no running worker knows: all workers with their files have ended, or read other

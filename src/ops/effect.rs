@@ -5,12 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use redis::RedisResult;
 use serde::Serialize;
 
-use super::clear::may_match_job;
 use super::{BudgetLeft, Ops, PAGE, Plan};
 use crate::entry::{EntryKey, JobName};
 use crate::job::{KnownJob, KnownJobs};
-use crate::popularity::Popularity;
-use crate::protocol::{Action, Message};
+use crate::protocol::{Action, Message, glob};
 use crate::redis::Scan;
 
 /// The entries that an invalidation concerns, and the most requests that they take.
@@ -51,7 +49,14 @@ impl Ops {
     /// Fails if Redis returns an error.
     pub async fn effect(&self, message: &Message) -> RedisResult<Effect> {
         let left = self.left_jobs().await?;
-        let named = self.named(message, &left).await?;
+        let mut named = self.named(message, &left).await?;
+        let kept = match message.action {
+            Action::Refresh => self.kept(message, &left).await?,
+            Action::Evict | Action::Warm => Named::new(),
+        };
+        for (name, keys) in &kept {
+            named.entry(name.clone()).or_default().extend(keys.iter().cloned());
+        }
         let mut effect = Effect { dependants: dependants(&self.jobs, named.keys()), ..Effect::default() };
         for (name, keys) in named {
             let Some(job) = self.jobs.jobs.get(&name) else { continue };
@@ -59,7 +64,7 @@ impl Ops {
             for page in Vec::from_iter(keys).chunks(PAGE) {
                 entries += match is_left {
                     true => self.removed(page, message.action).await?,
-                    false => self.concerned(job, page, message.action).await?,
+                    false => self.concerned(job, page, message.action, kept.get(&name)).await?,
                 };
             }
             if entries > 0 && is_left {
@@ -96,7 +101,7 @@ impl Ops {
         let owners = message.keys.iter().filter_map(|key| Some(self.jobs.owner(key)?.0.name.clone()));
         let owners: BTreeSet<JobName> = owners.collect();
         left.retain(|name| {
-            let matches = |glob: &String| self.jobs.jobs.get(name).is_some_and(|job| may_match_job(job, glob));
+            let matches = |glob: &String| self.jobs.jobs.get(name).is_some_and(|job| job.key.may_match(glob));
             owners.contains(name)
                 || message.jobs.iter().any(|job| job == name.as_str())
                 || message.patterns.iter().any(matches)
@@ -131,6 +136,24 @@ impl Ops {
             self.add_loaded(&mut named).await?;
         }
         Ok(named)
+    }
+
+    /// Returns the entries that jobs keep warm, absent or not, and that a message names by pattern or job.
+    async fn kept(&self, message: &Message, left: &BTreeSet<JobName>) -> RedisResult<Named> {
+        let mut kept = Named::new();
+        for job in self.jobs.jobs.values().filter(|job| !left.contains(&job.name)) {
+            let is_named = message.jobs.iter().any(|name| name == job.name.as_str());
+            let globs: Vec<&String> = message.patterns.iter().filter(|glob| job.key.may_match(glob)).collect();
+            if !is_named && globs.is_empty() {
+                continue;
+            }
+            let mut wanted = self.wanted(job).await?;
+            wanted.retain(|key| is_named || globs.iter().any(|glob| glob::matches(glob, key.as_str())));
+            if !wanted.is_empty() {
+                kept.insert(job.name.clone(), wanted);
+            }
+        }
+        Ok(kept)
     }
 
     /// Adds those of these keys that are a job's.
@@ -177,29 +200,29 @@ impl Ops {
     }
 
     /// Returns how many of these entries of a job an action concerns: a refresh those that are known or kept warm, an
-    /// eviction those with a value, and a warming those without.
-    async fn concerned(&self, job: &KnownJob, page: &[EntryKey], action: Action) -> RedisResult<usize> {
+    /// eviction those with a value, and a warming those without. Those in `kept` are known to be kept warm.
+    async fn concerned(
+        &self,
+        job: &KnownJob,
+        page: &[EntryKey],
+        action: Action,
+        kept: Option<&BTreeSet<EntryKey>>,
+    ) -> RedisResult<usize> {
         let (mut concerned, mut blank) = (0, Vec::new());
+        let is_kept = |key| kept.is_some_and(|kept| kept.contains(key));
         for (key, snapshot) in page.iter().zip(self.store.snapshots(page).await?) {
+            let is_blank = snapshot.is_blank() && !is_kept(key);
             concerned += usize::from(match action {
                 Action::Evict => snapshot.has_value(),
                 Action::Warm => !snapshot.has_value(),
-                Action::Refresh => !snapshot.is_blank(),
+                Action::Refresh => !is_blank,
             });
-            if action == Action::Refresh && snapshot.is_blank() {
+            if action == Action::Refresh && is_blank {
                 blank.push(key.clone());
             }
         }
-        let popularity = Popularity::new(self.redis.clone(), self.keys.clone());
-        let kept = popularity.keeps_warm_of(&job.name, job.feed, job.popular, &blank).await?;
-        for (key, kept) in blank.iter().zip(kept) {
-            let lists = match job.key.read(key.as_str()) {
-                Some(params) if !kept => self.lists(job, key, &params).await?,
-                _ => false,
-            };
-            concerned += usize::from(kept || lists);
-        }
-        Ok(concerned)
+        let kept = self.keeps_warm(job, &blank).await?;
+        Ok(concerned + kept.into_iter().filter(|kept| *kept).count())
     }
 }
 

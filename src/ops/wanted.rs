@@ -1,13 +1,13 @@
 //! The entries that a job keeps warm: those that its file lists and its feed named last, and its most read ones. Some
 //! of them may be absent; each of these has a reason.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use redis::RedisResult;
 use serde::Serialize;
 
 use super::{Entry, MissingInput, Ops, PAGE};
-use crate::entry::{EntryKey, Outcome, duration};
+use crate::entry::{EntryKey, JobName, Outcome, duration};
 use crate::job::KnownJob;
 use crate::popularity::{Popularity, feed};
 use crate::store::other_type_reason;
@@ -56,6 +56,40 @@ impl Ops {
             wanted.extend(top.into_iter().map(|(key, _)| key).filter(|key| job.key.read(key.as_str()).is_some()));
         }
         Ok(wanted)
+    }
+
+    /// Returns for each of these entries of a job whether the job keeps it warm, in order.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub async fn keeps_warm(&self, job: &KnownJob, entries: &[EntryKey]) -> RedisResult<Vec<bool>> {
+        let popularity = Popularity::new(self.redis.clone(), self.keys.clone());
+        let mut kept = popularity.keeps_warm_of(&job.name, job.feed, job.popular, entries).await?;
+        for (page, kept) in entries.chunks(PAGE).zip(kept.chunks_mut(PAGE)) {
+            for (listed, kept) in self.listed(job, page).await?.into_iter().zip(kept) {
+                *kept |= listed;
+            }
+        }
+        Ok(kept)
+    }
+
+    /// Returns those of these entries that their jobs keep warm.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub async fn kept_of(&self, entries: &[EntryKey]) -> RedisResult<Vec<EntryKey>> {
+        let mut by_job: BTreeMap<&JobName, (&KnownJob, Vec<EntryKey>)> = BTreeMap::new();
+        for key in entries {
+            if let Some((job, _)) = self.jobs.owner(key.as_str()) {
+                by_job.entry(&job.name).or_insert_with(|| (job, Vec::new())).1.push(key.clone());
+            }
+        }
+        let mut all = Vec::new();
+        for (job, keys) in by_job.into_values() {
+            let kept = self.keeps_warm(job, &keys).await?;
+            all.extend(keys.into_iter().zip(kept).filter_map(|(key, kept)| kept.then_some(key)));
+        }
+        Ok(all)
     }
 
     /// Returns the entries of a job that are to be warm and have no value, with the reasons: at most `limit`, those

@@ -87,33 +87,58 @@ pub(crate) async fn made_from(
     ask.ignore_errors().query_async(redis).await
 }
 
-/// Returns the entries of a set, read in steps. Parts that are no lists of names are left out, with a warning.
-///
-/// # Errors
-/// Fails if Redis returns an error.
-pub(crate) async fn read(redis: &mut Connection, set: &str) -> RedisResult<Vec<String>> {
-    let mut buckets: Vec<Vec<u8>> = redis::cmd("HKEYS").arg(set).query_async(redis).await?;
-    buckets.retain(|bucket| bucket != MADE_FROM.as_bytes());
-    let mut entries = Vec::new();
-    for batch in buckets.chunks(BATCH) {
-        let texts: Vec<Option<Vec<u8>>> = redis::cmd("HMGET").arg(set).arg(batch).query_async(redis).await?;
+/// A set that is read in steps. Parts that are no lists of names are left out, with a warning.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    set: String,
+    /// Its buckets that are not read yet.
+    buckets: Vec<Vec<u8>>,
+}
+
+impl Reader {
+    /// Begins to read a set.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub(crate) async fn begin(redis: &mut Connection, set: impl Into<String>) -> RedisResult<Self> {
+        let set = set.into();
+        let mut buckets: Vec<Vec<u8>> = redis::cmd("HKEYS").arg(&set).query_async(redis).await?;
+        buckets.retain(|bucket| bucket != MADE_FROM.as_bytes());
+        Ok(Self { set, buckets })
+    }
+
+    /// Returns the entries of the next buckets; `None` at the end.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub(crate) async fn next(&mut self, redis: &mut Connection) -> RedisResult<Option<Vec<String>>> {
+        if self.buckets.is_empty() {
+            return Ok(None);
+        }
+        let Self { set, buckets } = self;
+        let batch = buckets.split_off(buckets.len().saturating_sub(BATCH));
+        let texts: Vec<Option<Vec<u8>>> = redis::cmd("HMGET").arg(&*set).arg(batch).query_async(redis).await?;
+        let mut entries = Vec::new();
         for text in texts.into_iter().flatten() {
             match serde_json::from_slice::<Vec<String>>(&text) {
                 Ok(names) => entries.extend(names),
                 Err(e) => warn!(key = set, "a part of a stored list of entries is no list of names; ignoring it: {e}"),
             }
         }
+        Ok(Some(entries))
     }
-    Ok(entries)
 }
 
-/// Returns `true` if a set has an entry.
+/// Returns the entries of a set, as a [`Reader`] reads them.
 ///
 /// # Errors
 /// Fails if Redis returns an error.
-pub(crate) async fn has(redis: &mut Connection, set: &str, key: &EntryKey) -> RedisResult<bool> {
-    let found: Option<Vec<u8>> = ask(set, key).query_async(redis).await?;
-    Ok(found.is_some_and(|found| names(&found, key)))
+pub(crate) async fn read(redis: &mut Connection, set: &str) -> RedisResult<Vec<String>> {
+    let (mut reader, mut entries) = (Reader::begin(redis, set).await?, Vec::new());
+    while let Some(names) = reader.next(redis).await? {
+        entries.extend(names);
+    }
+    Ok(entries)
 }
 
 /// Returns the command that asks for the bucket of an entry, for a pipeline of the caller; [`names`] reads the reply.

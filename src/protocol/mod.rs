@@ -1,5 +1,7 @@
 //! The protocol of docs/protocol.md: names of keys and channels, messages, the inbox.
 
+#[cfg(feature = "worker")]
+pub(crate) mod glob;
 pub mod inbox;
 pub mod keys;
 #[cfg(feature = "worker")]

@@ -192,6 +192,22 @@ impl Store {
         Ok(())
     }
 
+    /// Returns for each of these entries whether it has neither a value nor a lease, in order.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn absent(&self, entries: &[EntryKey]) -> RedisResult<Vec<bool>> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = redis::pipe();
+        for key in entries {
+            pipe.cmd("EXISTS").arg(key.as_str()).arg(self.keys.lease(key));
+        }
+        let found: Vec<u8> = pipe.query_async(&mut self.redis.clone()).await?;
+        Ok(found.into_iter().map(|found| found == 0).collect())
+    }
+
     /// Returns a snapshot of one entry.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 mod actions;
 mod fences;
 mod foreign_values;
+mod kept;
 mod messages;
 mod names;
 

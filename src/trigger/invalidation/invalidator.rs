@@ -5,6 +5,7 @@
 //! acknowledgement: a crash in between only repeats the work. A key of a wrong type is passed over; any other error of
 //! Redis ends the handling, and the caller handles the message again.
 
+mod kept;
 mod tags;
 
 use std::collections::BTreeMap;
@@ -120,13 +121,15 @@ pub struct Invalidator {
     popularity: Popularity,
     /// Its invalidations are only doubts after a gap.
     in_doubt: bool,
+    /// All its entries are known to be kept warm by their jobs.
+    are_kept: bool,
 }
 
 impl Invalidator {
     /// Creates the invalidator of these jobs.
     pub fn new(redis: Connection, keys: Keys, jobs: Arc<Jobs>, store: Store, agenda: Agenda) -> Self {
         let popularity = Popularity::new(redis.clone(), keys.clone());
-        Self { redis, keys, jobs, store, agenda, popularity, in_doubt: false }
+        Self { redis, keys, jobs, store, agenda, popularity, in_doubt: false, are_kept: false }
     }
 
     /// Returns an invalidator of the same jobs whose invalidations are only doubts after a gap.
@@ -199,6 +202,9 @@ impl Invalidator {
                     }
                 }
             }
+        }
+        if message.action == Action::Refresh {
+            self.kept(message, order, &mut handled, &mut left).await?;
         }
         self.put_last(&mut left, when, message.action).await?;
         Ok((handled, left.debounced))
@@ -404,7 +410,10 @@ impl Invalidator {
     async fn unknown<'a>(&self, entries: &[&'a Named], next: &mut Next<'a>) -> RedisResult<()> {
         let Some((job, ..)) = entries.first() else { return Ok(()) };
         let keys: Vec<EntryKey> = entries.iter().map(|(_, key, ..)| key.clone()).collect();
-        let kept = self.popularity.keeps_warm(job, &keys).await?;
+        let kept = match self.are_kept {
+            true => vec![true; keys.len()],
+            false => self.popularity.keeps_warm(job, &keys).await?,
+        };
         for ((job, key, at, _), kept) in entries.iter().zip(kept) {
             if kept || job.key.read(key.as_str()).is_some_and(|params| job.entries.lists(&params)) {
                 next.due(job, key);
