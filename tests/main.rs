@@ -22,6 +22,7 @@ mod cron;
 mod demo;
 mod dependencies;
 mod deploy;
+mod explained;
 mod faults;
 mod feeds;
 mod fleet;

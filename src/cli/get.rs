@@ -219,7 +219,7 @@ const NONE_FETCHED: &str = "; while it is absent, nothing is fetched";
 /// upstream did not have it.
 fn stays_absent(entry: &Entry) -> bool {
     let is_due = entry.due.is_some_and(|due| due.trigger != Trigger::Recheck);
-    entry.value.is_none() && entry.other_type.is_none() && !is_due && entry.last_outcome != Some(Outcome::Gone)
+    entry.value.is_none() && entry.other_type.is_none() && !is_due && !entry.is_gone
 }
 
 /// Reasons of entries that are due for [`Trigger::Invalidation`]. A change of an input has the same trigger, and leaves

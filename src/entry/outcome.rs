@@ -19,7 +19,7 @@ pub enum Outcome {
     Busy,
     /// An invalidation arrived or the lease was lost during the fetch; the answer was dropped.
     Fenced,
-    /// Postponed: by a limit, an open breaker, a missing input, or a worker that stops.
+    /// Postponed: by a limit, an open breaker, a missing input, a worker that stops, or an answer from before a removal.
     Deferred,
     /// The upstream no longer has it, or an input is gone; the value was removed.
     Gone,

@@ -107,6 +107,9 @@ pub struct Entry {
     /// Its place on the agenda.
     #[serde(skip)]
     pub due: Option<Due>,
+    /// It was found to be gone, whether or not a later answer was refused: its rechecks fetch it.
+    #[serde(skip)]
+    pub is_gone: bool,
 }
 
 /// An input whose removal is held back, since it is gone at its upstream or with an input of its own.
@@ -178,7 +181,8 @@ impl Ops {
             rechecks_ms: owner.zip(meta).map_or_else(Vec::new, |(job, meta)| rechecks(job, meta, now)),
             etag: attempt.as_ref().and_then(|attempt| attempt.validators.etag.clone()),
             last_modified: attempt.as_ref().and_then(|attempt| attempt.validators.last_modified.clone()),
-            last_outcome: attempt.as_ref().and_then(|attempt| attempt.outcome),
+            last_outcome: last_outcome(&snapshot),
+            is_gone: attempt.as_ref().is_some_and(|attempt| attempt.outcome == Some(Outcome::Gone)),
             last_trigger: attempt.as_ref().and_then(|attempt| attempt.trigger),
             last_attempt_ms: attempt.as_ref().map(|attempt| attempt.attempted),
             failures: attempt.as_ref().map(|attempt| attempt.failures),
@@ -239,6 +243,15 @@ impl Ops {
             }
         }
         Ok(held)
+    }
+}
+
+/// Returns the outcome of the last attempt. One whose answer was refused is noted as gone, since the next answer is
+/// judged by that.
+fn last_outcome(snapshot: &Snapshot) -> Option<Outcome> {
+    match snapshot.refusal() {
+        Some(_) => Some(Outcome::Deferred),
+        None => snapshot.meta.as_ref()?.last_attempt.outcome,
     }
 }
 

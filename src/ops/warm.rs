@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::missing_input::MissingInput;
 use super::{Ops, PAGE, status};
-use crate::agenda::State;
+use crate::agenda::{Due, State};
 use crate::entry::Outcome;
 use crate::entry::Trigger;
 use crate::entry::duration;
@@ -97,22 +97,17 @@ impl Ops {
                 let letters = self.died_since(&job.name, page, asked).await?;
                 for (((key, snapshot), due), letter) in page.iter().zip(snapshots).zip(dues).zip(letters) {
                     let is_absent = snapshot.expiry == Expiry::Absent;
+                    let refusal = snapshot.refusal().map(str::to_owned);
                     let last_attempt = snapshot.meta.map(|meta| meta.last_attempt).unwrap_or_default();
                     let attempted = last_attempt.attempted >= asked;
                     let is_in_flight = due.is_some_and(|due| matches!(due.state, State::Claimed | State::Running));
                     let mut fail = |reason| done.failed.push(Failure { key: key.to_string(), reason });
-                    let pending = due.is_some_and(|due| match due.state {
-                        State::Claimed | State::Running | State::Urgent => true,
-                        // A demand keeps a stronger trigger that the entry had, also when a limit defers the fetch.
-                        State::Scheduled => {
-                            let fetches =
-                                matches!(due.trigger, Trigger::Cron | Trigger::Invalidation | Trigger::Expiry);
-                            due.at <= asked || is_absent && fetches
-                        }
-                    });
+                    let pending = due.is_some_and(|due| is_pending(due, asked, is_absent));
                     match last_attempt.outcome {
                         Some(Outcome::Failed) if attempted => fail(last_attempt.reason.unwrap_or_default()),
                         Some(Outcome::Warmed) if attempted && !pending => done.warmed += 1,
+                        // The upstream has it, and answered with what is older than the invalidation.
+                        Some(Outcome::Gone) if !pending && refusal.is_some() => fail(refusal.unwrap_or_default()),
                         Some(Outcome::Gone) if attempted && !pending => done.gone += 1,
                         _ if pending || due.is_some_and(|due| due.trigger == trigger) => match is_paused {
                             true if !is_in_flight => fail(paused_reason(job)),
@@ -190,6 +185,18 @@ impl Ops {
             }
         }
         Ok(reasons)
+    }
+}
+
+/// Returns `true` if an entry that was put on the agenda at `asked` is to be fetched for that.
+fn is_pending(due: Due, asked: RedisTime, is_absent: bool) -> bool {
+    match due.state {
+        State::Claimed | State::Running | State::Urgent => true,
+        // A demand keeps a stronger trigger that the entry had, also when a limit defers the fetch.
+        State::Scheduled => {
+            let fetches = matches!(due.trigger, Trigger::Cron | Trigger::Invalidation | Trigger::Expiry);
+            due.at <= asked || is_absent && fetches
+        }
     }
 }
 

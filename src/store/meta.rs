@@ -299,6 +299,12 @@ impl LastAttempt {
         self.outcome == Some(Outcome::Gone) && self.validators.prompt.as_deref() == Some(requests)
     }
 
+    /// Returns `true` if the entry was gone, and the upstream's last answer was refused: it had the content from before
+    /// the invalidation.
+    pub fn is_refused(&self) -> bool {
+        self.outcome == Some(Outcome::Gone) && self.rechecks.as_ref().is_some_and(Rechecks::is_refused)
+    }
+
     /// Reads the last attempt from the head.
     fn read_attempt(&mut self, packed: &str) {
         let mut fields = packed.split('.');

@@ -96,6 +96,11 @@ impl Rechecks {
         is_left.then(|| Self { lone: false, doubled: true, ..self.clone() })
     }
 
+    /// Returns `true` if the last answer was refused.
+    pub fn is_refused(&self) -> bool {
+        self.refused
+    }
+
     /// Returns the times that are to come after `after`; `times` are the job's.
     pub fn after(&self, times: &[Duration], after: RedisTime) -> impl Iterator<Item = RedisTime> {
         let kept = if self.confirmed { times.len().saturating_sub(1) } else { 0 };
@@ -113,6 +118,11 @@ impl Rechecks {
     /// Returns the next time after `after` at which the upstream is asked.
     pub fn next_fetch(&self, times: &[Duration], after: RedisTime) -> Option<RedisTime> {
         if self.verified { self.after(times, after).last() } else { self.next(times, after) }
+    }
+
+    /// Returns the next time after `after` at which any answer replaces the present one, if one was refused.
+    pub fn next_taken(&self, times: &[Duration], after: RedisTime) -> Option<RedisTime> {
+        if self.lone { self.after(times, after).last() } else { self.next(times, after) }
     }
 
     /// Judges the answer of a fetch that began at `fetched_at`. `present` and `answer` are hashes.

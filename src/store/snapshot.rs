@@ -115,6 +115,12 @@ impl Snapshot {
         self.meta.as_ref().filter(|meta| !self.has_value() && meta.last_attempt.is_gone(requests))
     }
 
+    /// Returns the reason why the upstream's last answer was refused, if the entry is absent since it was gone before.
+    pub fn refusal(&self) -> Option<&str> {
+        let meta = self.meta.as_ref().filter(|meta| !self.has_value() && meta.last_attempt.is_refused())?;
+        meta.last_attempt.reason.as_deref()
+    }
+
     /// Returns when the entry's present content became readable, or the entry was found to be gone.
     pub fn content_since(&self) -> Option<RedisTime> {
         match self.has_value() {

@@ -111,7 +111,9 @@ impl Attempt<'_> {
             Some(Removal::Refresh) => Next::In(Duration::ZERO),
             None => refusal.next,
         };
-        Ok(Ending { next, reason: last_attempt.reason, ..refusal })
+        // The next answer is judged by what was found before the refused one: that the entry is gone.
+        let outcome = if last_attempt.is_refused() { Outcome::Deferred } else { refusal.outcome };
+        Ok(Ending { outcome, next, reason: last_attempt.reason, ..refusal })
     }
 
     /// Returns what the metadata note of an attempt that ends without a value: all else is as before.

@@ -71,8 +71,12 @@ impl Attempt<'_> {
                 self.found(Recheck::Outdated);
                 let next = with_recheck(self.job, Some(&rechecks), lease.fetched_at, self.refresh(lease));
                 let outcome = if is_gone { Outcome::Gone } else { Outcome::Unchanged };
-                let reason = "the upstream answered with the content from before the invalidation; the newer one stays";
-                Err(Stop::Refused(Ending::because(outcome, next, reason), Some(rechecks)))
+                let what = "the upstream answered with the content from before the invalidation";
+                let stays = match lease.before.has_value() {
+                    true => "the newer one stays".to_owned(),
+                    false => stays_absent(&rechecks, times, lease.fetched_at),
+                };
+                Err(Stop::Refused(Ending::because(outcome, next, format!("{what}; {stays}")), Some(rechecks)))
             }
         }
     }
@@ -237,6 +241,15 @@ fn sooner(next: Next, at: RedisTime) -> Next {
         Next::At(sooner) if sooner <= at => next,
         _ => Next::Recheck(at),
     }
+}
+
+/// Returns until when an entry stays absent whose upstream answered with old content.
+fn stays_absent(rechecks: &Rechecks, times: &[Duration], fetched_at: RedisTime) -> String {
+    let next = rechecks.next(times, fetched_at);
+    let taken = rechecks.next_taken(times, fetched_at).filter(|taken| Some(*taken) != next);
+    let until = next.map_or_else(String::new, |next| format!(" until it is asked again at {}", next.utc_time()));
+    let taken = taken.map_or_else(String::new, |taken| format!("; any answer is stored at {}", taken.utc_time()));
+    format!("the entry stays absent{until}{taken}")
 }
 
 /// Returns the pause before an upstream is asked again that has been behind for so long.
