@@ -21,7 +21,7 @@ use crate::entry::duration;
 use crate::entry::escape::escaped;
 use crate::entry::{EntryKey, JobName};
 use crate::job::{Job, Jobs, KnownJob, KnownJobs, Params};
-use crate::ops::{BudgetLeft, Done, Failure, Ops, Plan};
+use crate::ops::{BudgetLeft, Done, Failure, Ops, Plan, Progress};
 use crate::redis::RedisTime;
 use crate::source::Sources;
 use crate::trigger::warm_up_now;
@@ -103,7 +103,12 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
         return Ok(exit::OK);
     }
     let (bar, all) = (bar(&job.name, keys.len()), keys.len());
-    let progress = |still| bar.set_position((all - still) as u64);
+    let progress = |progress: Progress<'_>| match progress {
+        Progress::Left(still) => bar.set_position((all - still) as u64),
+        Progress::Hindered(key, reason) => {
+            bar.suspend(|| eprintln!("{} is not fetched yet: {}", escaped(key.as_str()), escaped(reason)));
+        }
+    };
     let done = ops.wait(job, keys, Trigger::Manual, asked, args.timeout, progress).await?;
     bar.finish_and_clear();
     if args.json {

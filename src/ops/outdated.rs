@@ -89,7 +89,8 @@ impl Ops {
             Some(due) if !waits(&due) => Ok((TURN.to_owned(), None)),
             // A retry, or a request that was deferred.
             Some(due) if matches!(due.trigger, Trigger::Cron | Trigger::Manual) || !noted_of_job.is_open() => {
-                let reason = self.last_reasons(job, std::slice::from_ref(key)).await?.into_iter().next().flatten();
+                let reason =
+                    self.last_reasons(job, std::slice::from_ref(key), None).await?.into_iter().next().flatten();
                 let left = duration::rough(due.at.saturating_since(now));
                 Ok((format!("the next attempt; that at {key} comes in {left}"), reason))
             }

@@ -1,5 +1,6 @@
 //! Warming entries now, and waiting for the result.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use redis::RedisResult;
@@ -21,6 +22,8 @@ use crate::store::Expiry;
 const EXAMINED: usize = 20;
 /// The polling interval of a wait.
 const POLL: Duration = Duration::from_millis(100);
+/// The time after which a wait looks for what hinders it, and then again each time.
+const EXPLAINED: Duration = Duration::from_millis(1_500);
 
 /// The result of warming a set of entries.
 #[derive(Clone, Debug, Default, Serialize, utoipa::ToSchema)]
@@ -35,6 +38,15 @@ pub struct Done {
     pub failed: Vec<Failure>,
     /// The duration in seconds.
     pub seconds: f32,
+}
+
+/// The progress of a wait.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress<'a> {
+    /// The number of entries that are still waited for.
+    Left(usize),
+    /// The reason why one of them is not fetched yet; each reason is told once.
+    Hindered(&'a EntryKey, &'a str),
 }
 
 /// An entry that was not fetched.
@@ -71,7 +83,7 @@ impl Ops {
 
     /// Waits until each of these entries, put on the agenda for `trigger` at `asked`, was attempted.
     /// Entries that were not attempted within `timeout` count as failed. So do those that are not in flight when the
-    /// job is paused, and those that have no value afterwards. `progress` receives the number of remaining entries.
+    /// job is paused, and those that have no value afterwards.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
@@ -82,9 +94,10 @@ impl Ops {
         trigger: Trigger,
         asked: RedisTime,
         timeout: Duration,
-        progress: impl Fn(usize) + Send,
+        progress: impl Fn(Progress<'_>) + Send,
     ) -> RedisResult<Done> {
         let begun = Instant::now();
+        let (mut explained, mut told) = (begun, HashSet::new());
         let mut done = Done::default();
         let mut waiting = keys;
         while !waiting.is_empty() {
@@ -122,11 +135,20 @@ impl Ops {
                     }
                 }
             }
-            progress(still.len());
+            progress(Progress::Left(still.len()));
             waiting = still;
+            if explained.elapsed() >= EXPLAINED && begun.elapsed() < timeout {
+                for (key, reason) in self.hindrances(job, &waiting, asked).await? {
+                    // A remaining time or another key of the same kind makes no other reason.
+                    if told.insert(reason.replace(|c: char| c.is_ascii_digit(), "")) {
+                        progress(Progress::Hindered(&key, &reason));
+                    }
+                }
+                explained = Instant::now();
+            }
             if begun.elapsed() >= timeout {
                 let within = duration::text(timeout);
-                let reasons = self.waits_for(job, &waiting).await?;
+                let reasons = self.waits_for(job, &waiting, None).await?;
                 done.failed.extend(waiting.drain(..).zip(reasons).map(|(key, reason)| {
                     let reason = reason.unwrap_or_else(|| "`samovar get KEY` shows its state".to_owned());
                     Failure { key: key.to_string(), reason: format!("not fetched within {within}: {reason}") }
@@ -140,9 +162,28 @@ impl Ops {
         Ok(done)
     }
 
+    /// Returns what hinders some of these due entries of a job, as far as it is known. Of entries that were not
+    /// attempted since `asked` the last reason says nothing.
+    async fn hindrances(
+        &self,
+        job: &KnownJob,
+        keys: &[EntryKey],
+        asked: RedisTime,
+    ) -> RedisResult<Vec<(EntryKey, String)>> {
+        let some = &keys[..keys.len().min(EXAMINED)];
+        let reasons = self.waits_for(job, some, Some(asked)).await?;
+        Ok(some.iter().zip(reasons).filter_map(|(key, reason)| Some((key.clone(), reason?))).collect())
+    }
+
     /// Returns why each of these due entries of a job is not fetched, in order, if it is known: the state of the job
-    /// and of its upstreams, an input of the entry, or its last reason. Only of some the inputs are read.
-    async fn waits_for(&self, job: &KnownJob, keys: &[EntryKey]) -> RedisResult<Vec<Option<String>>> {
+    /// and of its upstreams, an input of the entry, or its last reason, if that is not from before `since`. Only of
+    /// some the inputs are read.
+    async fn waits_for(
+        &self,
+        job: &KnownJob,
+        keys: &[EntryKey],
+        since: Option<RedisTime>,
+    ) -> RedisResult<Vec<Option<String>>> {
         let now = self.store.now().await?;
         if self.paused(&job.name).await?.is_some() {
             return Ok(vec![Some(paused_reason(job)); keys.len()]);
@@ -155,7 +196,7 @@ impl Ops {
             .filter_map(|upstream| Some(format!("upstream {}: {}", upstream.upstream, upstream.closed_text(now)?)))
             .collect();
         let closed = are_all.then(|| closed.join("; "));
-        let mut reasons = self.last_reasons(&job.name, keys).await?;
+        let mut reasons = self.last_reasons(&job.name, keys, since).await?;
         for (n, (key, reason)) in keys.iter().zip(&mut reasons).enumerate() {
             let missing = match job.key.read(key.as_str()).filter(|_| n < EXAMINED) {
                 Some(params) => self.missing_inputs(job, &params, now).await?.into_iter().next(),
@@ -171,17 +212,25 @@ impl Ops {
     }
 
     /// Returns the last reason of each of these entries of a job, in order, if it is known: that of a deferral stands
-    /// only in the last outcome of the job.
-    pub(super) async fn last_reasons(&self, job: &JobName, keys: &[EntryKey]) -> RedisResult<Vec<Option<String>>> {
+    /// only in the last outcome of the job. With `since`, only those of attempts since then, and deferrals.
+    pub(super) async fn last_reasons(
+        &self,
+        job: &JobName,
+        keys: &[EntryKey],
+        since: Option<RedisTime>,
+    ) -> RedisResult<Vec<Option<String>>> {
         let last: RedisResult<Option<String>> =
             redis::cmd("HGET").arg(self.keys.stats(job)).arg("last").query_async(&mut self.redis.clone()).await;
         // Statistics of another type are somebody else's.
         let last = last.ok().flatten().and_then(|last| serde_json::from_str::<LastOutcome>(&last).ok());
+        let last = last.filter(|last| since.is_none() || last.outcome == Outcome::Deferred);
         let mut reasons = Vec::with_capacity(keys.len());
         for page in keys.chunks(PAGE) {
             for (key, snapshot) in page.iter().zip(self.store.snapshots(page).await?) {
                 let told = last.as_ref().filter(|last| last.key == key.as_str()).and_then(|last| last.reason.clone());
-                reasons.push(told.or_else(|| snapshot.meta?.last_attempt.reason));
+                let noted = snapshot.meta.map(|meta| meta.last_attempt);
+                let noted = noted.filter(|attempt| since.is_none_or(|since| attempt.attempted >= since));
+                reasons.push(told.or_else(|| noted?.reason));
             }
         }
         Ok(reasons)

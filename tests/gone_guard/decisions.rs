@@ -10,7 +10,7 @@ use super::{
     GUARD, HOUR, MANY, all_held, all_noted, all_served, at_rest, client, has_all, has_none, health, many, run, served,
     tripped, warnings,
 };
-use crate::support::{Parts, Reply, both, eventually, job, talkative, worker};
+use crate::support::{Parts, Reply, both, eventually, job, samovar, talkative, worker};
 
 #[tokio::test]
 async fn what_is_held_back_is_told_everywhere() {
@@ -211,4 +211,19 @@ async fn nobody_decides_for_a_job_without_a_guard() {
         assert_eq!(answer.status().as_u16(), 409);
     }
     assert_eq!(redis.get(GUARD).await.as_deref(), Some("somebody else's"));
+}
+
+/// Otherwise the command would be silent for ten minutes.
+#[tokio::test]
+async fn warm_tells_what_it_waits_for_once() {
+    let (redis, upstream, jobs, _worker) = tripped().await;
+    let mut waits = samovar(["warm", "art", "--wait"]).redis(&redis).jobs(&jobs).spawn();
+    let said = waits.wait_for_log(&["is not fetched yet: ", "held back"]).await;
+    assert!(said.starts_with("art:"), "{said}");
+    has_all(&upstream, 2);
+    assert_eq!(run(&redis, &jobs, &["gone", "art", "--accept"]).await.code, Some(0));
+    assert_eq!(waits.wait().await.code(), Some(0), "{:?}", waits.log());
+    // All of them wait for the same.
+    let told = waits.log().iter().filter(|line| line.contains("is not fetched yet: ")).count();
+    assert_eq!(told, 1, "{:?}", waits.log());
 }
