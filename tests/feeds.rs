@@ -515,7 +515,7 @@ async fn a_refresh_fetches_an_absent_entry_of_the_feed() {
     assert!(shown.contains("absent: nothing fetches it before") && !shown.contains("not fetched again yet"), "{shown}");
     let sent = run(&["invalidate", "art:a"]).await;
     assert_eq!(sent.code, Some(0), "{sent:?}");
-    assert!(sent.stderr.contains("art:a has no value: a refresh fetches an absent entry only if"), "{sent:?}");
+    assert!(sent.stderr.contains("art:a has no value: the refresh fetches it."), "{sent:?}");
     readable(&redis, "a").await;
     // Nobody wants this one.
     parts.invalidate("art:x").await;

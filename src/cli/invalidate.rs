@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use serde_json::json;
 
 use super::budgets;
@@ -13,6 +13,7 @@ use super::warm;
 use crate::config::{Environment, Settings};
 use crate::entry::escape::escaped;
 use crate::entry::{Announced, EntryKey, JobName, Version};
+use crate::job::KnownJob;
 use crate::ops::{DryRun, Effect, Mistake, Ops};
 use crate::protocol::{Action, Message};
 use crate::redis::requirements;
@@ -34,9 +35,10 @@ const FAILOVER: Duration = Duration::from_secs(40);
 \x20 samovar invalidate --job product --evict        # removes all values at once\n\
 \x20 samovar invalidate product:42 --version 7       # waits for this version")]
 #[command(disable_version_flag = true)]
+#[command(group = ArgGroup::new("names").args(["keys", "patterns", "tags", "job"]).required(true).multiple(true))]
 pub(super) struct InvalidateArgs {
     /// Literal keys, without wildcards; at most 10,000 keys of 2048 bytes
-    #[arg(value_name = "KEY", required_unless_present_any = ["patterns", "tags", "job"])]
+    #[arg(value_name = "KEY")]
     keys: Vec<String>,
     /// Keys that match a glob, such as 'ai_content:*'; only keys of jobs match; at most 64 globs of 256 bytes
     #[arg(long = "pattern", value_name = "GLOB")]
@@ -88,36 +90,43 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings, env: &Enviro
         return dry_run(args, &message, settings, env).await;
     }
     let mut session = Session::open_within(settings, FAILOVER).await?;
-    let (mut names_checked, mut held_back, mut left) = (false, Vec::new(), BTreeSet::new());
+    let mut known = Known::default();
     if !args.force {
         match session.known_jobs(settings, env).await? {
             Ok(jobs) => {
                 let ops = session.ops(jobs);
                 check_names(args.json, &ops, &message).await?;
-                names_checked = true;
-                // The message is sent, whether or not this can be read.
-                held_back = self::held_back(&ops, &message).await.unwrap_or_default();
-                left = ops.left_by(&message).await.unwrap_or_default();
+                known = Known::read(ops, &message).await;
             }
             Err(unknown) => tell_unchecked(&unknown),
         }
     }
     // A user who may not read the keys publishes all the same.
-    let absent = if action == Action::Refresh { absent(&session, &message.keys).await.ok() } else { Some(Vec::new()) };
-    left.iter().for_each(|job| complain(not_fetched(job.as_str())));
+    let absent = match action {
+        Action::Refresh => Absent::read(&session, &known, &message.keys).await.ok(),
+        Action::Evict | Action::Warm => Some(Absent::default()),
+    };
+    known.left.iter().for_each(|job| complain(not_fetched(job.as_str())));
     let id = publish(&mut session, &message).await?;
     // The message is sent, whether or not this can be read.
     let workers = session.count_workers().await.ok();
     if args.json {
+        let names = |jobs: &[(JobName, String)]| Vec::from_iter(jobs.iter().map(|(job, _)| job.to_string()));
         print_json(&json!({
-            "id": id, "message": message, "names_checked": names_checked, "absent": absent, "workers": workers,
-            "jobs_left": left.iter().map(JobName::as_str).collect::<Vec<_>>(),
-            "removals_held_back": held_back.iter().map(|(job, _)| job.as_str()).collect::<Vec<_>>(),
+            "id": id, "message": message, "names_checked": known.ops.is_some(), "workers": workers,
+            "absent": absent.as_ref().map(|absent| &absent.keys),
+            "absent_fetched": absent.as_ref().and_then(|absent| absent.fetched.as_ref()),
+            "jobs_left": known.left.iter().map(JobName::as_str).collect::<Vec<_>>(),
+            "jobs_paused": names(&known.paused),
+            "removals_held_back": names(&known.held_back),
         }));
     } else {
         println!("published as {id}");
-        tell_absent(absent.as_deref().unwrap_or_default(), message.keys.len());
-        for (job, since) in held_back {
+        absent.unwrap_or_default().tell(message.keys.len());
+        for (job, since) in known.paused {
+            eprintln!("{job} was paused {since}: nothing of it is fetched until `samovar resume {job}`.");
+        }
+        for (job, since) in known.held_back {
             eprintln!(
                 "Removals of {job} are held back, {since}: a value that is gone upstream stays until its TTL ends. \
                  `samovar gone {job}` shows it, and `--accept` lets removals through."
@@ -128,6 +137,28 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings, env: &Enviro
         }
     }
     Ok(exit::OK)
+}
+
+/// The fleet's knowledge of the jobs that a message concerns. The message is sent, whether or not this can be read.
+#[derive(Default)]
+struct Known {
+    /// The operations on the fleet; `None` if the names are not checked.
+    ops: Option<Ops>,
+    /// The jobs whose guards hold removals back, each with the time since then.
+    held_back: Vec<(JobName, String)>,
+    /// The jobs that no running worker knows.
+    left: BTreeSet<JobName>,
+    /// The paused jobs of which entries would be fetched, each with the time since then.
+    paused: Vec<(JobName, String)>,
+}
+
+impl Known {
+    async fn read(ops: Ops, message: &Message) -> Self {
+        let held_back = held_back(&ops, message).await.unwrap_or_default();
+        let left = ops.left_by(message).await.unwrap_or_default();
+        let paused = paused(&ops, message).await.unwrap_or_default();
+        Self { ops: Some(ops), held_back, left, paused }
+    }
 }
 
 /// Sends the message. Sends it again while Redis is away or another server becomes the master: a second message does no
@@ -152,23 +183,69 @@ async fn publish(session: &mut Session, message: &Message) -> Result<String, Fai
     }
 }
 
-/// Returns those of these keys that have no value.
-async fn absent(session: &Session, keys: &[String]) -> Result<Vec<String>, Failed> {
-    let mut absent = Vec::new();
-    for page in keys.chunks(PAGE) {
-        let keys: Vec<EntryKey> = page.iter().map(|key| EntryKey::new(key.as_str())).collect();
-        let found = page.iter().zip(session.store.snapshots(&keys).await?);
-        absent.extend(found.filter(|(_, snapshot)| !snapshot.has_value()).map(|(key, _)| key.clone()));
+/// The keys of a refresh that have no value.
+#[derive(Default)]
+struct Absent {
+    keys: Vec<String>,
+    /// Those that the refresh fetches; `None` if no jobs are known.
+    fetched: Option<BTreeSet<String>>,
+}
+
+impl Absent {
+    /// Returns those of these keys that have no value.
+    async fn read(session: &Session, known: &Known, keys: &[String]) -> redis::RedisResult<Self> {
+        let mut absent = Self { keys: Vec::new(), fetched: known.ops.as_ref().map(|_| BTreeSet::new()) };
+        for page in keys.chunks(PAGE) {
+            let page: Vec<EntryKey> = page.iter().map(|key| EntryKey::new(key.as_str())).collect();
+            let found = session.store.snapshots(&page).await?;
+            let found = page.into_iter().zip(found).filter(|(_, snapshot)| !snapshot.has_value());
+            let (blank, tried): (Vec<_>, Vec<_>) = found.partition(|(_, snapshot)| snapshot.is_blank());
+            let keys = blank.iter().chain(&tried).map(|(key, _)| key.to_string());
+            absent.keys.extend(keys);
+            if let Some((ops, fetched)) = known.ops.as_ref().zip(absent.fetched.as_mut()) {
+                let blank: Vec<EntryKey> = blank.into_iter().map(|(key, _)| key).collect();
+                let kept = ops.kept_of(&blank).await?;
+                let is_known = |key: &EntryKey| {
+                    ops.jobs.owner(key.as_str()).is_some_and(|(job, _)| !known.left.contains(&job.name))
+                };
+                let keys = tried.into_iter().map(|(key, _)| key).chain(kept).filter(is_known);
+                fetched.extend(keys.map(|key| key.to_string()));
+            }
+        }
+        Ok(absent)
     }
-    Ok(absent)
+
+    /// Says that keys have no value, and what the refresh then does; `all` is the number of keys in the message.
+    fn tell(&self, all: usize) {
+        let Some(fetched) = &self.fetched else {
+            let rule = "a refresh fetches an absent entry only if its job keeps it warm, or if it was attempted within \
+                        the last hour. `samovar warm KEY` fetches it.";
+            return tell_absent(&Vec::from_iter(&self.keys), all, [rule, rule]);
+        };
+        let (fetched, others): (Vec<&String>, Vec<&String>) = self.keys.iter().partition(|key| fetched.contains(*key));
+        tell_absent(&fetched, all, ["the refresh fetches it.", "the refresh fetches them."]);
+        let one = "the refresh does not fetch it, since no job of a running worker keeps it warm and it was not attempted \
+                   within the last hour. `samovar warm KEY` does.";
+        let many = "the refresh does not fetch them, since no job of a running worker keeps them warm and they were not \
+                    attempted within the last hour. `samovar warm KEY` does.";
+        tell_absent(&others, all, [one, many]);
+    }
+}
+
+/// Says that some of `all` keys have no value, and what follows for one or for many.
+fn tell_absent(absent: &[&String], all: usize, [one, many]: [&str; 2]) {
+    let Some(first) = absent.first() else { return };
+    let text = match absent.len() {
+        1 => format!("{first} has no value: {one}"),
+        n => format!("{n} of {all} keys have no value, such as {first}: {many}"),
+    };
+    eprintln!("{}", escaped(&text));
 }
 
 /// Returns the jobs that a message names, or whose keys it names, while their guards hold removals back, each with the
 /// time since then. An eviction is held back by no guard.
 async fn held_back(ops: &Ops, message: &Message) -> redis::RedisResult<Vec<(JobName, String)>> {
-    let owners = message.keys.iter().filter_map(|key| Some(ops.jobs.owner(key)?.0.name.clone()));
-    let named = message.jobs.iter().map(|job| JobName::new(job.as_str()));
-    let jobs: BTreeSet<JobName> = owners.chain(named).filter(|_| message.action != Action::Evict).collect();
+    let jobs = if message.action == Action::Evict { BTreeSet::new() } else { named_jobs(ops, message) };
     let now = ops.store.now().await?;
     let mut held = Vec::new();
     for job in jobs {
@@ -179,24 +256,37 @@ async fn held_back(ops: &Ops, message: &Message) -> redis::RedisResult<Vec<(JobN
     Ok(held)
 }
 
+/// Returns the paused jobs that a message names, or whose keys it names or may match, each with the time since then. An
+/// eviction fetches nothing.
+async fn paused(ops: &Ops, message: &Message) -> redis::RedisResult<Vec<(JobName, String)>> {
+    if message.action == Action::Evict {
+        return Ok(Vec::new());
+    }
+    let mut jobs = named_jobs(ops, message);
+    let may_match = |job: &KnownJob| message.patterns.iter().any(|glob| job.key.may_match(glob));
+    jobs.extend(ops.jobs.jobs.values().filter(|job| may_match(job)).map(|job| job.name.clone()));
+    let now = ops.store.now().await?;
+    let mut paused = Vec::new();
+    for job in jobs {
+        if let Some(since) = ops.paused(&job).await? {
+            paused.push((job, ago(since, now)));
+        }
+    }
+    Ok(paused)
+}
+
+/// Returns the jobs that a message names, or whose keys it names.
+fn named_jobs(ops: &Ops, message: &Message) -> BTreeSet<JobName> {
+    let owners = message.keys.iter().filter_map(|key| Some(ops.jobs.owner(key)?.0.name.clone()));
+    owners.chain(message.jobs.iter().map(|job| JobName::new(job.as_str()))).collect()
+}
+
 /// Returns the warning that the values of a job are lost with an invalidation.
 fn not_fetched(job: &str) -> String {
     format!(
         "no running worker knows {job}: the values that the message concerns are removed, and fetched again only once \
          a worker with its file runs"
     )
-}
-
-/// Says that keys have no value, and what a refresh then does.
-fn tell_absent(absent: &[String], all: usize) {
-    let Some(first) = absent.first() else { return };
-    let which = match absent.len() {
-        1 => format!("{first} has no value"),
-        n => format!("{n} of {all} keys have no value, such as {first}"),
-    };
-    let rule = "a refresh fetches an absent entry only if its job keeps it warm, or if it was attempted within the \
-                last hour";
-    eprintln!("{}", escaped(&format!("{which}: {rule}. `samovar warm KEY` fetches it.")));
 }
 
 /// Prints what a message would do.
