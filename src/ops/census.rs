@@ -24,7 +24,7 @@ pub struct Census {
 /// The count of one job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counted {
-    /// Keys that exist.
+    /// Values that exist. A key of another type than a string is no value.
     pub warm: u64,
     /// When the oldest of Samovar's values was fetched, or last found unchanged.
     pub oldest_ms: Option<RedisTime>,
@@ -47,7 +47,7 @@ pub struct Counted {
 const KEPT_S: u64 = 3_600;
 
 impl Ops {
-    /// Counts the entries of all jobs with one scan of the whole database, in steps.
+    /// Counts the entries of all jobs with one scan of all strings of the database, in steps.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
@@ -59,7 +59,7 @@ impl Ops {
         };
         let mut jobs: BTreeMap<String, Counted> =
             self.jobs.jobs.keys().map(|job| (job.to_string(), Counted::default())).collect();
-        let mut scan = Scan::new("*");
+        let mut scan = Scan::new("*").of_type("string");
         while let Some(found) = scan.next(&mut self.redis.clone()).await? {
             let owned: Vec<(&str, EntryKey)> = found
                 .iter()
@@ -119,5 +119,30 @@ impl Ops {
             .arg(KEPT_S)
             .query_async(&mut self.redis.clone())
             .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::job::{Jobs, KnownJobs};
+    use crate::protocol::Keys;
+    use crate::redis::server::Server;
+
+    #[tokio::test]
+    async fn a_key_of_another_type_is_no_value() {
+        let server = Server::start().await;
+        let redis = server.connect().await;
+        let text = "key = \"art:{name}\"\n[source]\nkind = \"http\"\nurl = \"http://127.0.0.1/{{ name }}\"\n";
+        let jobs = [("art.toml".to_owned(), text.to_owned())];
+        let jobs = Jobs::parse(&jobs, Duration::from_secs(60), &|_| None).unwrap();
+        let ops = Ops::new(redis.clone(), Keys::new("test", "test:invalidate"), Arc::new(KnownJobs::from(&jobs)));
+        let mut pipe = redis::pipe();
+        pipe.set("art:a", 1).lpush("art:b", 1).hset("art:c", "f", 1);
+        pipe.exec_async(&mut redis.clone()).await.unwrap();
+        assert_eq!(ops.count().await.unwrap().jobs["art"].warm, 1);
     }
 }
