@@ -144,8 +144,9 @@ impl Sampler {
                 next => next?,
             });
         }
-        let remembering = self.troubles.of("remembering what is read");
-        if remembered.is_none_or(|at| at.elapsed() >= self.every * REMEMBER_EACH) {
+        let interval = self.every * REMEMBER_EACH;
+        let remembering = self.troubles.of("remembering what is read").every(interval);
+        if remembered.is_none_or(|at| at.elapsed() >= interval) {
             for job in self.jobs.jobs.values() {
                 remembering.alone(job.name.as_str(), self.popularity.remember(job).await)?;
             }

@@ -28,6 +28,9 @@ const LONGEST: Duration = Duration::from_secs(5);
 const AGAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(600));
 /// A subject counts as recovered this long after its last failure: one success between two failures is no recovery.
 const SETTLED: Duration = Duration::from_secs(3);
+/// A failure that was not repeated for this long counts no more: nothing may need the same work again, or another
+/// worker does it. Work that is tried more seldom says so: see [`Troubles::every`].
+const NOT_REPEATED: Duration = Duration::from_secs(30);
 /// The longest cause that is kept, in characters.
 const CAUSE: usize = 300;
 
@@ -37,6 +40,8 @@ const CAUSE: usize = 300;
 pub struct Troubles {
     /// The loop that this clone reports for.
     of: &'static str,
+    /// The interval at which that loop tries again what failed; zero if it is shorter than [`NOT_REPEATED`].
+    interval: Duration,
     notices: Arc<Mutex<BTreeMap<(&'static str, String), String>>>,
     all: Arc<Mutex<BTreeMap<(&'static str, String), Trouble>>>,
 }
@@ -47,6 +52,8 @@ struct Trouble {
     cause: String,
     since: Instant,
     failed: Instant,
+    /// The time without another failure after which it counts no more.
+    quiet: Duration,
     tries: u32,
     /// When the failure was last logged, and after how long it is logged again.
     told: Instant,
@@ -63,7 +70,14 @@ impl Troubles {
     /// Returns a clone that reports for the loop of this name.
     #[must_use]
     pub fn of(&self, name: &'static str) -> Self {
-        Self { of: name, notices: Arc::clone(&self.notices), all: Arc::clone(&self.all) }
+        let (notices, all) = (Arc::clone(&self.notices), Arc::clone(&self.all));
+        Self { of: name, interval: Duration::ZERO, notices, all }
+    }
+
+    /// Returns a clone for work that is tried at this interval: a failure counts until the next try is overdue.
+    #[must_use]
+    pub fn every(&self, interval: Duration) -> Self {
+        Self { interval, ..self.clone() }
     }
 
     /// Records a success for this job, upstream or step. The recovery is logged if the failure was.
@@ -86,6 +100,7 @@ impl Troubles {
             cause: String::new(),
             since: now,
             failed: now,
+            quiet: self.interval + NOT_REPEATED,
             tries: 0,
             told: now,
             again: AGAIN.0,
@@ -163,11 +178,11 @@ impl Troubles {
     }
 
     /// Marks and logs the failures that ended, then returns all. A failure has ended when the subject succeeded and did
-    /// not fail again for a while, or was not tried for a long time.
+    /// not fail again for a while, or was not tried again for a longer while.
     fn all(&self) -> MutexGuard<'_, BTreeMap<(&'static str, String), Trouble>> {
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         for ((of, subject), trouble) in &mut *all {
-            let quiet = if trouble.works { SETTLED } else { AGAIN.1 };
+            let quiet = if trouble.works { SETTLED } else { trouble.quiet };
             if !trouble.is_over && trouble.failed.elapsed() >= quiet {
                 trouble.is_over = true;
                 let told = std::mem::take(&mut trouble.is_told);
@@ -306,6 +321,27 @@ mod tests {
         assert_eq!(cron.count(), 2, "one step that succeeds is no recovery");
         cron.all().values_mut().for_each(|trouble| trouble.failed = Instant::now().checked_sub(SETTLED).unwrap());
         assert_eq!((cron.count(), all.reasons().len()), (1, 2));
+    }
+
+    #[test]
+    fn a_failure_that_is_not_repeated_counts_no_more() {
+        let all = Troubles::default();
+        let finisher = all.of("recording the results of fetches");
+        let fail_before = |time: Duration| {
+            finisher.ill("art", "WRONGTYPE");
+            let mut all = finisher.all.lock().unwrap();
+            all.values_mut().for_each(|trouble| trouble.failed = Instant::now().checked_sub(time).unwrap());
+        };
+        fail_before(NOT_REPEATED / 2);
+        assert_eq!(all.reasons(), ["recording the results of fetches fails (art): WRONGTYPE"]);
+        fail_before(NOT_REPEATED);
+        assert!(all.reasons().is_empty(), "nothing has ended since, and the cause may be gone: {:?}", all.reasons());
+        fail_before(Duration::ZERO);
+        assert_eq!(all.reasons().len(), 1, "it is not gone");
+        let sweeper = all.of("the sweeper").every(Duration::from_secs(600));
+        sweeper.ill("art", "WRONGTYPE");
+        fail_before(NOT_REPEATED);
+        assert_eq!(all.reasons(), ["the sweeper fails (art): WRONGTYPE"], "it is tried again later");
     }
 
     #[test]

@@ -17,6 +17,9 @@ use crate::redis::{Backoff, is_of_keys};
 /// The most entries ended in one round.
 const MOST: usize = 500;
 
+/// What the loop does, for people.
+const RECORDING: &str = "recording the results of fetches";
+
 /// The loop that writes the endings of entries to the agenda, with the usage of their jobs.
 ///
 /// While Redis is away it waits; the endings that it holds are bounded by the entries in flight. An entry whose ending
@@ -49,14 +52,14 @@ impl Finisher {
     /// Notes failures of single jobs here.
     #[must_use]
     pub fn noting(mut self, troubles: &Troubles) -> Self {
-        self.troubles = troubles.of("ending entries");
+        self.troubles = troubles.of(RECORDING);
         self
     }
 
     /// Runs until the warmer is dropped and all endings are written. After `stop`, an ending that fails is dropped.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut ended = Vec::new();
-        let mut backoff = Backoff::new("ending entries");
+        let mut backoff = Backoff::new(RECORDING);
         while self.ends.recv_many(&mut ended, MOST).await > 0 {
             let mut by_job: HashMap<JobName, (Vec<Finished>, Option<LastOutcome>)> = HashMap::new();
             for (job, finished, last) in ended.drain(..) {

@@ -313,7 +313,7 @@ impl<'a> Shared<'a> {
             jobs: Arc::clone(&self.jobs),
             store: self.store.clone(),
             job_cleaner,
-            troubles: self.health.troubles.of("the sweeper"),
+            troubles: self.health.troubles.of("the sweeper").every(maintenance::SWEEPS),
         }
     }
 
@@ -413,7 +413,7 @@ impl<'a> Shared<'a> {
             popularity: self.popularity.clone(),
             every: self.settings.sample,
             claim: self.settings.claim,
-            troubles: self.health.troubles.of("the sampler"),
+            troubles: self.health.troubles.of("the sampler").every(self.settings.sample),
         }
     }
 

@@ -5,6 +5,7 @@
 //! finds everything as it was. After a crash between two steps the next round does the rest.
 
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use redis::{RedisResult, Script};
 use tracing::info;
@@ -16,7 +17,10 @@ use crate::protocol::Keys;
 use crate::redis::Troubles;
 use crate::redis::{Connection, Scan};
 
-/// The number of rounds of ten minutes, a day, after which an unknown job is dropped.
+/// The interval between two rounds of the fleet.
+pub(in crate::worker) const SWEEPS: Duration = Duration::from_secs(600);
+
+/// The number of rounds, a day, after which an unknown job is dropped.
 pub const ROUNDS: u64 = 144;
 
 /// The name of the step that keeps the key patterns of jobs with tags, for messages.
@@ -45,7 +49,7 @@ impl JobCleaner {
     /// Notes failures of single jobs in `troubles`.
     #[must_use]
     pub fn noting(mut self, troubles: &Troubles) -> Self {
-        self.troubles = troubles.of("the job cleaner");
+        self.troubles = troubles.of("the job cleaner").every(SWEEPS);
         self
     }
 

@@ -23,6 +23,7 @@ mod walk;
 
 pub(super) use describer::Describer;
 pub(super) use eviction_monitor::EvictionMonitor;
+pub(super) use job_cleaner::SWEEPS;
 pub use job_cleaner::{JobCleaner, ROUNDS};
 pub(super) use key_rights::KeyRights;
 pub(super) use remaker::Remaker;

@@ -4,20 +4,16 @@
 //! A lock elects the worker of a round. If a round fails, the next one does the work.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use redis::RedisResult;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{JobCleaner, ROUNDS};
+use super::{JobCleaner, ROUNDS, SWEEPS};
 use crate::job::Jobs;
 use crate::protocol::Keys;
 use crate::redis::{Connection, Troubles, is_of_keys};
 use crate::store::Store;
-
-/// The interval between two rounds of the fleet.
-const INTERVAL: Duration = Duration::from_secs(600);
 
 /// One worker's part in the rounds.
 #[derive(Debug)]
@@ -36,7 +32,7 @@ impl Sweeper {
     pub(in crate::worker) async fn run(self, stop: CancellationToken) {
         while !stop.is_cancelled() {
             tokio::select! {
-                () = tokio::time::sleep(INTERVAL) => {}
+                () = tokio::time::sleep(SWEEPS) => {}
                 () = stop.cancelled() => return,
             }
             if let Err(e) = self.job_cleaner.know().await {
@@ -53,7 +49,7 @@ impl Sweeper {
     /// Takes the lock of this round; returns `false` if another worker has it.
     async fn lock(&self) -> RedisResult<bool> {
         let (mut redis, lock) = (self.redis.clone(), self.keys.sweep_lock());
-        let time = crate::entry::duration::millis(INTERVAL);
+        let time = crate::entry::duration::millis(SWEEPS);
         let mut take = redis::cmd("SET");
         take.arg(&lock).arg("1").arg("NX").arg("PX").arg(time);
         let taken: Option<String> = take.query_async(&mut redis).await?;
