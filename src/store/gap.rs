@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{LazyLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use redis::{RedisResult, Script};
+use redis::{Cmd, RedisResult, Script};
 
 use super::Store;
 use crate::job::Job;
@@ -21,6 +21,9 @@ pub enum Gap {
     /// Invalidations were lost: everything is made anew.
     Lost = 2,
 }
+
+/// The field of [`Keys::clock`](crate::protocol::Keys::clock) that holds when Redis was last found to have lost data.
+const LOST: &str = "lost";
 
 /// The time within which the signs of one outage follow each other.
 const SAME_GAP: Duration = Duration::from_secs(30);
@@ -43,7 +46,23 @@ impl Store {
         self.write_gap(at, gap, &[]).await
     }
 
-    /// Notes the same of these jobs' entries alone.
+    /// Notes that Redis was found to have lost data at `at`, and with them rechecks: what is fetched from
+    /// then on knows of it ([`Lease::lost`](super::Lease::lost)).
+    ///
+    /// # Errors
+    /// Redis's; noting it again does no harm.
+    pub async fn note_loss(&self, at: RedisTime) -> RedisResult<()> {
+        redis::cmd("HSET").arg(self.keys.clock()).arg(LOST).arg(at).exec_async(&mut self.redis.clone()).await
+    }
+
+    /// Returns the command that asks when Redis was last found to have lost data, for a pipeline of the caller.
+    pub(super) fn ask_lost(&self) -> Cmd {
+        let mut ask = redis::cmd("HGET");
+        ask.arg(self.keys.clock()).arg(LOST);
+        ask
+    }
+
+    /// Notes the same as [`Store::note_gap`] of these jobs' entries alone.
     ///
     /// # Errors
     /// Redis's; noting it again does no harm.

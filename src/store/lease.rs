@@ -158,6 +158,8 @@ pub struct Lease {
     pub time: Duration,
     /// The value and its metadata as it began.
     pub before: Snapshot,
+    /// When Redis was last found to have lost data, if it ever was; `None` as well if nobody asked.
+    pub lost: Option<RedisTime>,
     /// The rule for versions of its answer; the default is for jobs without versions.
     pub versions: Versions,
 }
@@ -237,7 +239,8 @@ impl Store {
         leased(reply, token, begun, time)
     }
 
-    /// Begins a fetch as [`Store::lease`] does, and runs `then` in the same round trip once the lease is taken.
+    /// Begins a fetch as [`Store::lease`] does. Runs `then`, and asks for [`Lease::lost`], in the same round trip once
+    /// the lease is taken. If Redis does not tell, data count as lost when the fetch began.
     ///
     /// # Errors
     /// As [`Store::lease`].
@@ -252,13 +255,16 @@ impl Store {
         let begun = Instant::now();
         let redis = &mut self.redis.clone();
         let mut pipe = redis::pipe();
-        pipe.invoke_script(&self.lease_call(key, &token, time, fresh)).add_command(then.clone()).ignore_errors();
-        let (reply, found): (RedisResult<redis::Value>, RedisResult<T>) = pipe.query_async(redis).await?;
-        match reply {
+        pipe.invoke_script(&self.lease_call(key, &token, time, fresh)).add_command(then.clone());
+        pipe.add_command(self.ask_lost()).ignore_errors();
+        let (reply, found, mut lost): (RedisResult<redis::Value>, RedisResult<T>, RedisResult<Option<RedisTime>>) =
+            pipe.query_async(redis).await?;
+        let (mut leased, found) = match reply {
             // A Redis that was started anew has to be told the script; nothing was done.
             Err(e) if e.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript) => {
                 let leased = self.lease(key, time, fresh).await?;
-                Ok((leased, then.query_async(redis).await?))
+                lost = self.ask_lost().query_async(redis).await;
+                (leased, then.query_async(redis).await?)
             }
             reply => {
                 let leased = leased(reply?, token, begun, time)?;
@@ -266,9 +272,13 @@ impl Store {
                     // Nobody would know of it.
                     self.release(key, &lease.token, None).await?;
                 }
-                Ok((leased, found?))
+                (leased, found?)
             }
+        };
+        if let Leased::Yes(lease) = &mut leased {
+            lease.lost = lost.unwrap_or(Some(lease.fetched_at));
         }
+        Ok((leased, found))
     }
 
     /// Returns the token of a new lease: its holder, and a number.
@@ -412,6 +422,7 @@ fn leased(reply: redis::Value, token: String, begun: Instant, time: Duration) ->
             deadline: begun + usable(time),
             time,
             before: Snapshot { expiry, meta: meta.as_deref().and_then(Meta::parse) },
+            lost: None,
             versions: Versions::default(),
         })),
     })
@@ -441,6 +452,7 @@ mod tests {
             deadline: begun + left,
             time: second * 10,
             before: Snapshot { expiry: Expiry::Absent, meta: None },
+            lost: None,
             versions: Versions::default(),
         };
         // It began six seconds ago, and was renewed after two; that is heard only now.

@@ -52,7 +52,7 @@ impl Attempt<'_> {
                 return Ok(self.rechecks_of_invalidation(lease, round, version).await?);
             }
         }
-        let Some(mut rechecks) = open else { return Ok(None) };
+        let Some(mut rechecks) = open else { return Ok(self.rechecks_after_loss(lease)) };
         // One that began later than this fetch is by a clock that was set back since.
         rechecks.since = rechecks.since.min(lease.fetched_at);
         if self.is_of_another_file(lease) {
@@ -79,6 +79,21 @@ impl Attempt<'_> {
                 Err(Stop::Refused(Ending::because(outcome, next, format!("{what}; {stays}")), Some(rechecks)))
             }
         }
+    }
+
+    /// Returns the recheck of an entry without a value that is fetched soon after Redis lost data: the last one, as
+    /// after a doubt. The rechecks of its last invalidation went with the data, and its upstream may lag.
+    ///
+    /// A loss is noted before its gap. So a fetch that began too early to know of the loss began before the gap, and is
+    /// revalidated.
+    fn rechecks_after_loss(&self, lease: &Lease) -> Option<Rechecks> {
+        if !self.job.may_lag() || lease.before.ours().is_some() {
+            return None;
+        }
+        // Another worker may have found the same loss since.
+        let since = lease.lost?.min(lease.fetched_at);
+        let rechecks = Rechecks::new(since, String::new(), false).after_doubt();
+        rechecks.next(&self.job.warm.recheck, lease.fetched_at).map(|_| rechecks)
     }
 
     /// Returns the rechecks of the invalidation that the present fetch answers.

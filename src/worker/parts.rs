@@ -355,6 +355,7 @@ impl<'a> Shared<'a> {
                 watermark,
                 troubles: self.health.troubles.of("the heartbeat"),
                 is_set_up: false,
+                has_checked: false,
                 gap_noted: None,
             },
             evictions: EvictionMonitor::new(redis.clone(), keys.clone(), Arc::clone(jobs)),

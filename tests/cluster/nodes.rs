@@ -2,10 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use samovar::entry::EntryKey;
+use samovar::protocol::Keys;
 use samovar::protocol::keys::slot;
+use samovar::store::Store;
 use serde_json::{Value, json};
 
-use super::Stage;
+use super::{Stage, connected};
 use crate::support::{TestCluster, eventually, samovar};
 
 const ENTRIES: usize = 60;
@@ -19,12 +22,20 @@ async fn loss_is_told(stage: &mut Stage, nth: usize) {
 #[tokio::test]
 async fn a_flushed_node_is_filled_and_makes_all_suspect() {
     let mut stage = Stage::warm(TestCluster::start().await, ENTRIES).await;
+    let store = Store::new(connected(&stage.cluster).await, Keys::new("samovar", "samovar:invalidate"));
+    let keys: Vec<EntryKey> = stage.keys.iter().map(|key| EntryKey::new(key.as_str())).collect();
+    let unchecked = async || {
+        let snapshots = store.snapshots(&keys).await.unwrap().into_iter();
+        snapshots.filter(|entry| entry.ours().is_none_or(|meta| meta.last_attempt.rechecks.is_none())).count()
+    };
+    assert_eq!(unchecked().await, ENTRIES, "a new Cluster has lost nothing");
     for nth in 0..3 {
         // Nobody publishes these edits.
         stage.edit(&stage.keys);
         stage.cluster.nodes[nth].flush().await;
         stage.fresh().await;
         loss_is_told(&mut stage, nth).await;
+        assert_eq!(unchecked().await, 0, "what was lost and what was in doubt is asked again");
     }
 }
 

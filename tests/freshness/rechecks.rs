@@ -39,6 +39,28 @@ async fn an_edit_that_shows_late_is_found_without_a_second_message() {
     .await;
 }
 
+/// The rechecks go with the data, and the warmup asks an upstream that still lags.
+#[tokio::test]
+async fn what_is_first_fetched_after_a_flush_is_rechecked() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = [\"5s\"]").folder();
+    let _worker = worker(&redis, &jobs);
+    version(&redis, "a", 1).await;
+    let parts = Parts::of(&redis).await;
+    let rechecks =
+        async || parts.store.snapshot(&art("a")).await.unwrap().meta.and_then(|meta| meta.last_attempt.rechecks);
+    assert_eq!(rechecks().await, None, "a new Redis has lost nothing");
+    // The edit, which the upstream does not show yet.
+    publish(&redis, "art:a").await;
+    eventually("the message is handled", async || rechecks().await.is_some()).await;
+    redis.flush().await;
+    version(&redis, "a", 1).await;
+    upstream.edit("/art/a");
+    version(&redis, "a", 2).await;
+    assert_eq!(rechecks().await, None, "one recheck is enough");
+}
+
 /// The default list.
 #[tokio::test]
 async fn rechecks_are_on_by_default_and_follow_only_invalidations() {

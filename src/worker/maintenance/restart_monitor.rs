@@ -1,10 +1,10 @@
 //! The restart monitor: notices that Redis was restarted, flushed or replaced, and restores what is missing.
 //!
 //! A marker in Redis holds the server's `run_id`, or those of a Cluster's masters: see [`Connection::incarnation`]. If
-//! the marker differs, Redis may have lost what it had acknowledged: the monitor notes a gap, sets up all schedules,
-//! and then writes the marker. A crash in between only repeats that. Workers that find the same loss note the same gap,
-//! that of the first one; if the marker was written since it was read, none is noted. A key of a wrong type fails its
-//! own step and no other.
+//! the marker differs, Redis may have lost what it had acknowledged: the monitor notes the loss and a gap, sets up all
+//! schedules, and then writes the marker. A crash in between only repeats that. Fetches that begin after the gap know
+//! of the loss, and are rechecked. Workers that find the same loss note the same gap, that of the first one; if the
+//! marker was written since it was read, none is noted. A key of a wrong type fails its own step and no other.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
@@ -44,6 +44,8 @@ pub(in crate::worker) struct RestartMonitor {
     pub(in crate::worker) troubles: Troubles,
     /// The schedules are set up, as far as is known.
     pub(in crate::worker) is_set_up: bool,
+    /// It has checked before, so whatever is missing was lost, and Redis is not new.
+    pub(in crate::worker) has_checked: bool,
     /// The loss for which a gap is noted and the marker is not written yet, and when a worker first found it.
     pub(in crate::worker) gap_noted: Option<(String, RedisTime)>,
 }
@@ -102,7 +104,7 @@ impl RestartMonitor {
             // Last: the master that has them may be the only one that does not answer.
             self.job_cleaner.know_globs().await?;
         }
-        self.is_set_up = true;
+        (self.is_set_up, self.has_checked) = (true, true);
         Ok(())
     }
 
@@ -117,6 +119,8 @@ impl RestartMonitor {
         let loss = present.id.clone();
         if self.gap_noted.as_ref().is_none_or(|(noted, _)| *noted != loss) {
             self.gap_noted = None;
+            // Before the gap: what is fetched after the gap finds it.
+            self.note_loss(self.store.now().await?, known).await?;
             match self.troubles.alone("the gap", self.note_gap(&loss, known).await)? {
                 Some(Some(found)) => {
                     self.gap_noted = Some((loss.clone(), found));
@@ -135,6 +139,7 @@ impl RestartMonitor {
             let now = self.store.now().await?;
             if now > found + SOON {
                 // Another loss since then has the same id, if the runs are the same, and is over with this one.
+                self.note_loss(now, known).await?;
                 self.store.note_gap(now, Gap::Missed).await?;
             }
             if self.leave_mark(&present, known, &mark).await? {
@@ -168,7 +173,7 @@ impl RestartMonitor {
             (false, false) => "Redis was restarted; all values are revalidated".to_owned(),
         };
         // A worker that begins has seen nothing that could be lost.
-        if self.is_set_up && (is_empty || !present.losses.is_empty()) {
+        if self.has_checked && (is_empty || !present.losses.is_empty()) {
             warn!(
                 redis = %self.redis_url,
                 "{gap}{what}. With the data went dead letters, pauses, and what was spent of token budgets"
@@ -176,6 +181,14 @@ impl RestartMonitor {
         } else {
             info!(redis = %self.redis_url, "{gap}{what}");
         }
+    }
+
+    /// Notes that data are lost, unless this worker begins with an empty Redis: nothing is known to have been there.
+    async fn note_loss(&self, now: RedisTime, known: &str) -> RedisResult<()> {
+        if !self.has_checked && known.is_empty() {
+            return Ok(());
+        }
+        self.troubles.alone("the loss", self.store.note_loss(now).await).map(|_| ())
     }
 
     /// Notes the gap of a loss, and returns when a worker first found it; `None` if another one has dealt with it since
