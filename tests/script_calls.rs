@@ -323,8 +323,9 @@ async fn a_gate_sends_what_the_model_sends() {
     monitor.expect(&redis, &[(calls::take_permit("g-1", ("g-0", 0), limits, (20, 30), &[]), &[8])]).await;
     permit.spend(45);
     permit.done(Ended::Ok).await;
-    let ended = calls::Ended { word: "answered", busy: 0, tokens: 45, answer: 0 };
-    monitor.expect(&redis, &[(calls::return_permit("g-1", limits, ended, &[]), &[])]).await;
+    let ended = calls::Ended { word: "answered", busy: 0, answer: 0 };
+    let told = |spent, counted| calls::Told { process: "g-0", spent, counted };
+    monitor.expect(&redis, &[(calls::return_permit("g-1", limits, ended, told(45, 0), &[]), &[])]).await;
     gate.refresh().await;
-    monitor.expect(&redis, &[(calls::inspect(limits, 0, &[]), &[])]).await;
+    monitor.expect(&redis, &[(calls::inspect(limits, told(45, 45), &[]), &[])]).await;
 }

@@ -454,6 +454,30 @@ async fn requests_of_two_workers_pass_no_budget_together() {
     }
 }
 
+/// The worker gives up on its commands. Redis carries them out once it goes on, and the worker sends them again.
+#[tokio::test]
+async fn tokens_count_once_though_redis_froze_when_they_were_told() {
+    let (redis, upstream) = both().await;
+    let jobs = stories(&upstream, &["a"], "tokens = \"1000/hour\"");
+    let mut worker = talkative(&redis, &jobs).spawn();
+    eventually("a story is there", async || redis.get("story:a").await).await;
+    let parts = Parts::of(&redis).await;
+    let gate = upstream.gate(ASKED);
+    parts.invalidate(r#"{"keys": ["story:b"], "action": "warm"}"#).await;
+    gate.arrived(1).await;
+    redis.freeze();
+    gate.open();
+    worker.wait_for_log(&["cannot return a permit"]).await;
+    redis.thaw();
+    // Before another request is admitted, the tokens are told again.
+    parts.invalidate(r#"{"keys": ["story:c"], "action": "warm"}"#).await;
+    eventually("another story is there", async || redis.get("story:c").await).await;
+    worker.term();
+    worker.wait().await;
+    let counted = redis.ask::<usize>(&["HGET", "samovar:budget:{openai}", "tokens"]).await;
+    assert_eq!(counted, 15 * upstream.calls(ASKED), "{:?}", worker.log());
+}
+
 #[tokio::test]
 async fn odd_answers_are_used_and_counted() {
     let (redis, upstream) = both().await;

@@ -500,17 +500,26 @@ pub struct Limits {
     pub window: i64,
 }
 
-/// The end of a request: the word for it, the pause that the upstream asks for (ms), tokens spent, and the answer's.
+/// The end of a request: the word for it, the pause that the upstream asks for (ms), and the answer's tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct Ended<'a> {
     /// The word.
     pub word: &'a str,
     /// The pause.
     pub busy: i64,
-    /// The tokens.
-    pub tokens: i64,
-    /// The answer's.
+    /// The answer's tokens.
     pub answer: i64,
+}
+
+/// The tokens that a process tells: all that it has spent, and those that it heard to be counted.
+#[derive(Clone, Copy, Debug)]
+pub struct Told<'a> {
+    /// The process.
+    pub process: &'a str,
+    /// All.
+    pub spent: i64,
+    /// Those counted.
+    pub counted: i64,
 }
 
 fn limited(script: Script, args: &[&dyn ToString], returned: &[String]) -> Call {
@@ -537,21 +546,38 @@ pub fn take_permit(
 }
 
 /// `Permit::done`.
-pub fn return_permit(id: &str, limits: Limits, ended: Ended<'_>, returned: &[String]) -> Call {
+pub fn return_permit(id: &str, limits: Limits, ended: Ended<'_>, told: Told<'_>, returned: &[String]) -> Call {
     let Limits { budget, window, .. } = limits;
-    let Ended { word, busy, tokens, answer } = ended;
+    let Ended { word, busy, answer } = ended;
+    let Told { process, spent, counted } = told;
     let (opens, longest) = if word.starts_with("refused") { (60_000, 3_600_000) } else { (5_000, 120_000) };
     limited(
         Script::ReturnPermit,
-        &[&id, &word, &busy, &tokens, &window, &budget, &10, &opens, &longest, &SIGNAL, &"upstream x", &answer],
+        &[
+            &id,
+            &word,
+            &busy,
+            &process,
+            &spent,
+            &counted,
+            &window,
+            &budget,
+            &10,
+            &opens,
+            &longest,
+            &SIGNAL,
+            &"upstream x",
+            &answer,
+        ],
         returned,
     )
 }
 
-/// `Gate::refresh`; `owed` are tokens that could not be counted before.
-pub fn inspect(limits: Limits, owed: i64, returned: &[String]) -> Call {
+/// `Gate::refresh`.
+pub fn inspect(limits: Limits, told: Told<'_>, returned: &[String]) -> Call {
     let Limits { budget, window, .. } = limits;
-    limited(Script::Inspect, &[&budget, &window, &owed, &SIGNAL, &"upstream x"], returned)
+    let Told { process, spent, counted } = told;
+    limited(Script::Inspect, &[&budget, &window, &process, &spent, &counted, &SIGNAL, &"upstream x"], returned)
 }
 
 /// `Cron::claim_tick`.

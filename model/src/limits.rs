@@ -1,13 +1,16 @@
 //! The limits of an upstream: random requests of two workers through its gates, and what must hold.
 //!
-//! Gates do what `src/source/limits/` does: tokens that could not be counted are owed, and the permits of requests
-//! whose end was not heard go back with the next command.
+//! Gates do what `src/source/limits/` does: each tells the sum of what it has spent, until it hears that this is
+//! counted, and the permits of requests whose end was not heard go back with the next command.
 
-use crate::calls::{self, Ended, Limits, SPENT};
-use crate::db::Db;
+use std::collections::BTreeMap;
+
+use crate::calls::{self, Ended, Limits, SPENT, Told};
+use crate::commands::Reply;
+use crate::db::{Db, Value};
 use crate::engine::Engine;
 use crate::explorer::Random;
-use crate::properties::{BOUNDED, BUDGET, COUNTED, PERMITS, SCRIPT_FAILS, TOLD_SPENT};
+use crate::properties::{BOUNDED, BUDGET, CONTRACT, COUNTED, PERMITS, SCRIPT_FAILS, TOLD_SPENT};
 use crate::scripts::Script;
 use crate::world::{EPOCH, Rule, Step, Violation, violated};
 
@@ -17,6 +20,8 @@ const LONGEST: i64 = 2_000;
 const TOKENS: (usize, usize) = (20, 60);
 /// The longest pause that the upstream asks for (ms).
 const BUSY: i64 = 900;
+/// The time after which no command is under way any more (ms).
+const LATEST: i64 = 3_600_000;
 
 /// The ends of requests.
 const WORDS: [&str; 7] = ["answered", "answered", "answered", "failed", "busy", "dropped", "refused: no money"];
@@ -34,14 +39,35 @@ struct Request {
 /// A worker's gate.
 #[derive(Clone, Debug, Default)]
 struct Gate {
-    /// Tokens that were spent, and of which no reply says that they are counted.
-    owed: i64,
-    /// Those of them that are counted all the same.
-    again: i64,
+    /// Names the process.
+    process: String,
+    /// The tokens that its requests have cost.
+    cost: i64,
+    /// The sum that it tells, the part that it heard to be counted, and the sum that the last command told which was
+    /// not answered.
+    spent: i64,
+    counted: i64,
+    unheard: i64,
     /// Ids of permits that go back with the next command.
     abandoned: Vec<String>,
     /// When it was admitted last, or began to ask.
     asked: i64,
+}
+
+impl Gate {
+    fn of(gate: usize, serial: u32) -> Self {
+        Self { process: format!("w{gate}-{serial}"), ..Self::default() }
+    }
+
+    fn owes(&self) -> bool {
+        self.unheard > self.counted
+    }
+
+    /// Notes that the command with this sum was answered, or was not.
+    fn heard(&mut self, sum: i64, is_answered: bool) {
+        let of = if is_answered { &mut self.counted } else { &mut self.unheard };
+        *of = sum.max(*of);
+    }
 }
 
 /// The course of a command.
@@ -52,7 +78,12 @@ enum Course {
     Away,
     /// It is carried out, and its reply is lost.
     Lost,
+    /// Its sender gives up, and it is carried out later.
+    Late,
 }
+
+/// What Redis has counted of each process.
+type Counted = BTreeMap<String, i64>;
 
 #[derive(Debug)]
 struct Upstream {
@@ -68,13 +99,17 @@ struct Upstream {
     refused: String,
     /// The number of permits so far.
     serial: u32,
-    /// The tokens that requests have cost, but for those that died with a worker, and those that were counted.
-    spent: i64,
-    counted: i64,
+    /// What Redis has to know of the processes.
+    counted: Counted,
+    /// Commands that are carried out later.
+    late: Vec<calls::Call>,
+    /// Redis may lose data; an earlier state that it may go back to.
+    is_lossy: bool,
+    kept: Option<(Db, Counted)>,
+    /// The time that has passed (ms).
+    passed: i64,
     /// The clock was set back: a window that was over may go on.
     is_set_back: bool,
-    /// Tokens that were counted twice in the present window.
-    twice: i64,
     without: Option<Rule>,
 }
 
@@ -102,38 +137,54 @@ pub fn walk(engine: &Engine, seed: u64, steps: usize, without: Option<Rule>) -> 
         limits,
         longest,
         words: if is_plain { &WORDS[..1] } else { [&WORDS[..], &WORDS[3..4]][random.below(2)] },
-        gates: Default::default(),
+        gates: [Gate::of(0, 0), Gate::of(1, 0)],
         requests: Vec::new(),
         refused: String::new(),
         serial: 0,
-        spent: 0,
-        counted: 0,
+        counted: Counted::new(),
+        late: Vec::new(),
+        is_lossy: seed % 4 > 1 && random.below(2) == 0,
+        kept: None,
+        passed: 0,
         is_set_back: false,
-        twice: 0,
         without,
     };
     engine.set_clock(&mut upstream.db, EPOCH);
     let is_set_back = random.below(4) == 0;
     for _ in 0..steps {
         let gate = random.below(2);
-        let course = [Course::Well, Course::Well, Course::Well, Course::Away, Course::Lost][random.below(5)];
-        match random.below(16) {
+        use Course::{Away, Late, Lost, Well};
+        let course = [Well, Well, Well, Well, Away, Lost, Late][random.below(7)];
+        match random.below(18) {
             0..=5 => upstream.take(engine, &mut random, gate, course)?,
             6..=9 => upstream.end(engine, &mut random, course)?,
             10 => upstream.refresh(engine, gate, course)?,
             11 => upstream.pass(engine, &mut random, 1)?,
             12 => upstream.pass(engine, &mut random, 100)?,
-            13 if !is_plain || random.below(4) == 0 => {
+            13 if upstream.passed < LATEST / 2 && (!is_plain || random.below(4) == 0) => {
                 let time = [900, 6_000, 11_000, 130_000][random.below(4)];
                 upstream.pass(engine, &mut random, time)?;
             }
             14 if random.below(3) == 0 => upstream.die(gate),
+            15 | 16 if !upstream.late.is_empty() => upstream.arrive(engine, &mut random)?,
             15 if is_set_back && random.below(3) == 0 => upstream.pass(engine, &mut random, -600_000)?,
+            17 if upstream.is_lossy => upstream.lose(engine, &mut random),
             _ => {}
         }
         upstream.holds()?;
     }
-    upstream.rest(engine, &mut random)
+    upstream.rest(engine, &mut random)?;
+    upstream.is_forgotten(engine, &mut random)
+}
+
+/// Returns what a command tells of the tokens: the process, the sum, and the part that it heard to be counted.
+fn told(call: &calls::Call) -> Option<(&str, i64, i64)> {
+    let first = match call.script {
+        Script::ReturnPermit => 3,
+        Script::Inspect => 2,
+        _ => return None,
+    };
+    Some((&call.args[first], call.args[first + 1].parse().ok()?, call.args[first + 2].parse().ok()?))
 }
 
 impl Upstream {
@@ -145,10 +196,27 @@ impl Upstream {
         self.db.now()
     }
 
+    /// Returns a number in the window's hash.
+    fn read(&self, field: &str) -> i64 {
+        self.db.field(SPENT, field).and_then(|text| text.parse().ok()).unwrap_or(0)
+    }
+
+    /// Returns true if a window goes on.
+    fn goes_on(&self) -> bool {
+        self.read("ends") > self.now()
+    }
+
     /// Returns the tokens that were counted in the present window.
     fn window(&self) -> i64 {
-        let read = |field| self.db.field(SPENT, field).and_then(|text| text.parse::<i64>().ok()).unwrap_or(0);
-        if read("ends") > self.now() { read("tokens") } else { 0 }
+        if self.goes_on() { self.read("tokens") } else { 0 }
+    }
+
+    /// Returns the processes that the window's hash names.
+    fn processes(&self) -> usize {
+        match self.db.slot(SPENT).map(|slot| &*slot.value) {
+            Some(Value::Hash(fields)) => fields.keys().filter(|field| field.as_str().starts_with("process:")).count(),
+            _ => 0,
+        }
     }
 
     /// Returns true if the log was told in the present window that the budget is spent.
@@ -167,51 +235,86 @@ impl Upstream {
         }
     }
 
-    /// Sends a command, and notes what it counted; `None` where no reply comes.
+    /// Sends a command; `None` where no reply comes.
     fn send(
         &mut self,
         engine: &Engine,
         gate: usize,
         course: Course,
         call: impl Fn(&[String]) -> calls::Call,
-    ) -> Result<Option<crate::commands::Reply>, Violation> {
-        if course == Course::Away {
-            return Ok(None);
-        }
-        let (before, was_told) = (self.window(), self.is_told());
+    ) -> Result<Option<Reply>, Violation> {
         let call = call(&self.gates[gate].abandoned);
-        let reply = engine.run(&mut self.db, &call);
-        if let crate::commands::Reply::Error(error) = &reply {
+        match course {
+            Course::Away => Ok(None),
+            Course::Late => {
+                self.late.push(call);
+                Ok(None)
+            }
+            Course::Lost => self.carry_out(engine, &call).map(|_| None),
+            Course::Well => {
+                let reply = self.carry_out(engine, &call)?;
+                self.gates[gate].abandoned.clear();
+                Ok(Some(reply))
+            }
+        }
+    }
+
+    /// Carries a command out, and checks what it counts.
+    fn carry_out(&mut self, engine: &Engine, call: &calls::Call) -> Result<Reply, Violation> {
+        let (before, goes_on, was_told) = (self.window(), self.goes_on(), self.is_told());
+        let reply = engine.run(&mut self.db, call);
+        if let Reply::Error(error) = &reply {
             return violated(SCRIPT_FAILS, format!("{}: {error}", call.script.path()));
         }
         self.tells(was_told, reply.part(2).int())?;
-        let after = self.window();
-        if before == 0 && after > 0 {
-            self.twice = 0;
-        }
-        let counted = if after >= before { after - before } else { after };
-        // Each command but the request for admission counts what is owed.
-        let is_counting = match call.script {
-            Script::ReturnPermit => self.has(Rule::OwedFirst),
-            script => script == Script::Inspect,
-        };
-        let twice = if is_counting { std::mem::take(&mut self.gates[gate].again) } else { 0 };
-        self.counted += counted - twice;
-        self.twice += twice;
         self.db.published.clear();
-        if course == Course::Lost {
-            self.gates[gate].again += counted;
-            return Ok(None);
+        let expected = self.expected(call, goes_on);
+        let counted = self.window() - before;
+        if counted != expected {
+            let what = format!("{call:?} counts {counted} tokens, not {expected}: {:?}\n{}", self.counted, self.db);
+            return violated(COUNTED, what);
         }
-        self.gates[gate].abandoned.clear();
-        Ok(Some(reply))
+        Ok(reply)
+    }
+
+    /// Returns the tokens that a command has to count, and notes that they are counted. What a process has heard to be
+    /// counted is lost with Redis's data, but for a window that went back and goes on.
+    fn expected(&mut self, call: &calls::Call, goes_on: bool) -> i64 {
+        let Some((process, sum, heard)) = told(call).filter(|_| self.limits.budget > 0) else { return 0 };
+        let before = match self.counted.get(process) {
+            Some(counted) if goes_on => *counted,
+            Some(counted) => heard.max(*counted),
+            None if self.is_lossy => heard,
+            None => 0,
+        };
+        if sum > before {
+            self.counted.insert(process.to_owned(), sum);
+        }
+        (sum - before).max(0)
+    }
+
+    /// A command arrives long after it was sent.
+    fn arrive(&mut self, engine: &Engine, random: &mut Random) -> Step {
+        let call = self.late.remove(random.below(self.late.len()));
+        self.carry_out(engine, &call).map(|_| ())
+    }
+
+    /// Redis loses all of its data, or goes back to an earlier state.
+    fn lose(&mut self, engine: &Engine, random: &mut Random) {
+        let now = self.now();
+        match (random.below(3), self.kept.take()) {
+            (0, _) => (self.db, self.counted) = (Db::default(), Counted::new()),
+            (1, Some(kept)) => (self.db, self.counted) = kept,
+            _ => self.kept = Some((self.db.clone(), self.counted.clone())),
+        }
+        engine.set_clock(&mut self.db, now);
     }
 
     /// `Gate::ask`.
     fn take(&mut self, engine: &Engine, random: &mut Random, gate: usize, course: Course) -> Step {
-        if self.gates[gate].owed > 0 {
+        if self.gates[gate].owes() {
             self.refresh(engine, gate, course)?;
-            if self.gates[gate].owed > 0 {
+            if self.gates[gate].owes() {
                 return Ok(());
             }
         }
@@ -276,45 +379,50 @@ impl Upstream {
             _ => (0, 0, 0),
         };
         let tokens = if self.limits.budget > 0 { tokens } else { 0 };
-        self.spent += tokens;
         // Permits go back with what their requests cost.
-        let owed = if self.has(Rule::OwedFirst) { self.gates[request.gate].owed } else { 0 };
-        let (limits, ended) = (self.limits, Ended { word, busy, tokens: tokens + owed, answer });
-        let reply = self.send(engine, request.gate, course, |returned| {
-            calls::return_permit(&request.id, limits, ended, returned)
-        })?;
-        let has_owed = self.has(Rule::Owed);
+        let (is_first, has_owed) = (self.has(Rule::OwedFirst), self.has(Rule::Owed));
         let gate = &mut self.gates[request.gate];
-        if reply.is_some() {
-            gate.owed -= owed;
-        } else {
+        gate.cost += tokens;
+        gate.spent += tokens;
+        let (process, counted) = (gate.process.clone(), gate.counted);
+        let sum = if is_first { gate.spent } else { counted + tokens };
+        let (limits, ended) = (self.limits, Ended { word, busy, answer });
+        let told = Told { process: &process, spent: sum, counted };
+        let reply = self.send(engine, request.gate, course, |returned| {
+            calls::return_permit(&request.id, limits, ended, told, returned)
+        })?;
+        let gate = &mut self.gates[request.gate];
+        gate.heard(sum, reply.is_some());
+        if reply.is_none() {
             gate.abandoned.push(request.id);
-            gate.owed += if has_owed { tokens } else { 0 };
+            gate.spent -= if has_owed { 0 } else { tokens };
         }
         Ok(())
     }
 
     /// `Gate::refresh`.
     fn refresh(&mut self, engine: &Engine, gate: usize, course: Course) -> Step {
-        let (limits, owed) = (self.limits, self.gates[gate].owed);
-        let reply = self.send(engine, gate, course, |returned| calls::inspect(limits, owed, returned))?;
-        if let Some(reply) = reply {
-            self.gates[gate].owed = 0;
-            self.is_bounded(&reply.part(0).text(), reply.part(1).int())?;
+        let (limits, Gate { process, spent, counted, .. }) = (self.limits, self.gates[gate].clone());
+        let told = Told { process: &process, spent, counted };
+        let reply = self.send(engine, gate, course, |returned| calls::inspect(limits, told, returned))?;
+        self.gates[gate].heard(spent, reply.is_some());
+        match reply {
+            Some(reply) => self.is_bounded(&reply.part(0).text(), reply.part(1).int()),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// A worker dies, and its permits come back by themselves.
     fn die(&mut self, gate: usize) {
         self.requests.retain(|request| request.gate != gate);
-        self.spent -= self.gates[gate].owed - self.gates[gate].again;
-        self.gates[gate] = Gate::default();
+        self.serial += 1;
+        self.gates[gate] = Gate::of(gate, self.serial);
     }
 
     /// Lets time pass. Requests whose time is over end before.
     fn pass(&mut self, engine: &Engine, random: &mut Random, by: i64) -> Step {
         let now = self.now() + by;
+        self.passed += by.max(0);
         if by < 0 {
             self.requests.iter_mut().for_each(|request| request.began += by);
             self.gates.iter_mut().for_each(|gate| gate.asked = 0);
@@ -328,6 +436,9 @@ impl Upstream {
     }
 
     fn holds(&self) -> Step {
+        if self.is_lossy {
+            return Ok(());
+        }
         let Limits { most, budget, .. } = self.limits;
         if most > 0 && self.requests.len() > most {
             return violated(PERMITS, format!("{} requests at once, and {most} are allowed", self.requests.len()));
@@ -336,13 +447,19 @@ impl Upstream {
         let one = TOKENS.0 as i64 + self.longest;
         // Where nothing limits an answer, the estimates may be too low.
         let is_bounded = budget > 0 && self.longest > 0 && !self.is_set_back;
-        if is_bounded && counted - self.twice > budget + one {
-            return violated(BUDGET, format!("{counted} of {budget} tokens are spent, {} counted twice", self.twice));
+        if is_bounded && counted > budget + one {
+            return violated(BUDGET, format!("{counted} of {budget} tokens are spent"));
         }
-        let owed: i64 = self.gates.iter().map(|gate| gate.owed - gate.again).sum();
-        if self.counted + owed != self.spent {
-            let (counted, spent) = (self.counted, self.spent);
-            return violated(COUNTED, format!("{spent} tokens are spent, {counted} counted, and {owed} owed"));
+        Ok(())
+    }
+
+    /// Checks that all is counted that the living have spent.
+    fn all_is_counted(&self) -> Step {
+        for Gate { process, cost, .. } in &self.gates {
+            let counted = self.counted.get(process).copied().unwrap_or(0);
+            if !self.is_lossy && counted != *cost {
+                return violated(COUNTED, format!("{process} has spent {cost} tokens, and {counted} are counted"));
+            }
         }
         Ok(())
     }
@@ -355,6 +472,10 @@ impl Upstream {
         for gate in 0..2 {
             self.refresh(engine, gate, Course::Well)?;
         }
+        while !self.late.is_empty() {
+            self.arrive(engine, random)?;
+        }
+        self.all_is_counted()?;
         let held = 2 * self.limits.hold + self.limits.ahead + 2_000;
         for by in [held, 11_000, 130_000, 3_600_000, held, 11_000, 3_000] {
             self.pass(engine, random, by)?;
@@ -364,5 +485,26 @@ impl Upstream {
             }
         }
         violated(BOUNDED, format!("the upstream admits nothing any more: {}\n{}", self.refused, self.db))
+    }
+
+    /// Once no command can be late any more, nothing is kept of processes, nor of a window that is over.
+    fn is_forgotten(&mut self, engine: &Engine, random: &mut Random) -> Step {
+        // Or as long, by a clock that was set back.
+        let time = [LATEST + 1_000, -2 * LATEST][random.below(2)];
+        self.pass(engine, random, time)?;
+        (self.is_lossy, self.counted) = (true, Counted::new());
+        self.die(0);
+        self.gates[0].spent = 1;
+        self.refresh(engine, 0, Course::Well)?;
+        let (processes, is_limited) = (self.processes(), self.limits.budget > 0);
+        if processes != usize::from(is_limited) {
+            return violated(CONTRACT, format!("{processes} processes are known\n{}", self.db));
+        }
+        self.pass(engine, random, LATEST + 1_000)?;
+        self.refresh(engine, 0, Course::Well)?;
+        match self.db.slot(SPENT) {
+            Some(_) => violated(CONTRACT, format!("a window that is over is kept\n{}", self.db)),
+            None => Ok(()),
+        }
     }
 }

@@ -122,6 +122,16 @@ pub const MENDS: &[Mend] = &[
         property: COUNTED,
     },
     Mend {
+        what: "Tokens count twice if the command that tells them is answered too late, and is sent again.",
+        revert: script(
+            "source/limits/lua/state.lua",
+            "local tokens = spent_in_all - counted",
+            "local tokens = spent_in_all - heard",
+        ),
+        search: Search::Limits,
+        property: COUNTED,
+    },
+    Mend {
         what: "A permit goes back before its request's tokens are counted: others spend them once more.",
         revert: Revert::Caller(Rule::OwedFirst),
         search: Search::Limits,

@@ -235,6 +235,16 @@ pub const KILLED: &[Mutant] = mutants! {
     ]
     "source/limits/lua/state.lua": [
         "if ends <= now then before, ends, most, told_of = 0, now + per, 0, '0' end" => "",
+        "local tokens = spent_in_all - counted" => "local tokens = spent_in_all - heard",
+        "if tokens <= 0 then return false, 0 end" => "",
+        "if not counted or ends <= now then" => "if true then",
+        "if not counted or ends <= now then" => "if not counted then",
+        "counted = math.max(counted or 0, heard)" => "counted = counted or 0",
+        "string.format('%.0f %.0f', spent_in_all, now)" => "string.format('%.0f %.0f', heard, now)",
+        "if not known[5] then forget() end" => "",
+        "if at and math.abs(now - tonumber(at)) > 3600000" => "if at and now - tonumber(at) > 3600000",
+        "if at and math.abs(now - tonumber(at)) > 3600000" => "if at and math.abs(now - tonumber(at)) > 1000",
+        "if #over > 0 then redis.call('HDEL', KEYS[3], unpack(over)) end" => "",
         "if spent >= budget and not is_told(told_of, budget) then" => "if false then",
         "if spent >= budget and not is_told(told_of, budget) then" => "if spent >= budget then",
         "if is_told(told_of, budget) then return 0 end" => "",
@@ -254,10 +264,12 @@ pub const KILLED: &[Mutant] = mutants! {
     ]
     "source/limits/lua/return_permit.lua": [
         "    set('blocked_at', now)\n" => "",
-        "used_up, told = book(tokens, tonumber(ARGV[5]), budget)" => "",
+        "used_up, told = book(ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), budget)" => "",
     ]
     "source/limits/lua/inspect.lua": [
-        "used_up, told = book(tokens, tonumber(ARGV[2]), budget)" => "",
+        "used_up, told = book(ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[2]), budget)" => "",
+        "if left == 0 and forget() == 0 then" => "if left == 0 then",
+        "if left == 0 and forget() == 0 then" => "if false then",
     ]
     "agenda/lua/score.lua": [
         "bits < 32 and 'claimed' or 'running'" => "'claimed'",

@@ -60,9 +60,9 @@ pub enum Rule {
     AfterForeign,
     /// `Invalidator::loaded`: an invalidation by a tag concerns what services loaded.
     Loaded,
-    /// `Permit::drop`: tokens that could not be counted are counted by a later command.
+    /// `Permit::done`: tokens that could not be counted stay in the sum that later commands tell.
     Owed,
-    /// `Permit::done`: they are counted by the command that gives permits back.
+    /// `Permit::done`: they are in the sum of the command that gives permits back.
     OwedFirst,
 }
 

@@ -32,10 +32,11 @@ const ROWS: &[&str] = &[
     "source/limits/lua/take_permit.lua | {u} {u}:p {u}:w {u}:h | p5 1000 3 0 0 0 1000 g1,g2 0,600 10,90 \
      0,500 p1,p2 p3",
     "source/limits/lua/return_permit.lua | {u} {u}:p {u}:w {u}:h | p1,p2,p3 \
-     answered,failed,busy,dropped,refused:~broke 5,100 0,10,900 1000 0,1000 1,2 20 100 signal news 0,30",
-    "source/limits/lua/return_permit.lua | {u} {u}:p {u}:w {u}:h | p4,p5 answered,failed 0 10 1000 1000 2 20 100 \
-     signal news 0 p1 p2",
-    "source/limits/lua/inspect.lua | {u} {u}:p {u}:w {u}:h | 0,1000 1000 0,400 signal news p1,p5 p2",
+     answered,failed,busy,dropped,refused:~broke 5,100 w1,w2 0,10,900 0,5 1000 0,1000 1,2 20 100 signal news 0,30",
+    "source/limits/lua/return_permit.lua | {u} {u}:p {u}:w {u}:h | p4,p5 answered,failed 0 w1,w2 10 0 1000 1000 2 20 \
+     100 signal news 0 p1 p2",
+    "source/limits/lua/inspect.lua | {u} {u}:p {u}:w {u}:h | 0,1000 1000 w1,w3 0,400 0,10 signal news p1,p5 \
+     p2",
     "source/limits/lua/count_requests.lua | {u}:r | 1,3 100,2500",
     "popularity/lua/fold.lua | popular clock | 1000,60000 3,9 add,report,least a,b,c 1,2.5 d,e 3",
     "popularity/lua/fold.lua | popular clock | 1000,60000 2,100 add f,g,h 1,1000",

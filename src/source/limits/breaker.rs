@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use super::budget::Account;
 use super::refusal::{Refusal, reason};
 use crate::entry::{UpstreamName, duration};
 
@@ -63,8 +64,9 @@ impl Health {
 }
 
 /// The memory that a process has of upstreams from one generation of its parts to the next: which open breakers are
-/// logged, so that they are not logged once more, and until when nothing is admitted, so that a reload which raises a
-/// limit opens them early. Cheap to clone; clones share what they know.
+/// logged, so that they are not logged once more; until when nothing is admitted, so that a reload which raises a limit
+/// opens them early; and the tokens spent, so that no reload loses those that are not counted yet. Cheap to clone;
+/// clones share what they know.
 #[derive(Clone, Debug, Default)]
 pub struct UpstreamMemory(Arc<Mutex<BTreeMap<UpstreamName, Remembered>>>);
 
@@ -74,9 +76,16 @@ struct Remembered {
     logged: Option<Health>,
     /// As [`Known::told`].
     told: Option<Instant>,
+    /// The tokens that the process has spent.
+    account: Arc<Account>,
 }
 
 impl UpstreamMemory {
+    /// Returns the process's account of an upstream.
+    pub(super) fn account(&self, upstream: &UpstreamName) -> Arc<Account> {
+        self.with(upstream, |remembered| Arc::clone(&remembered.account))
+    }
+
     fn with<T>(&self, upstream: &UpstreamName, of: impl FnOnce(&mut Remembered) -> T) -> T {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         of(all.entry(upstream.clone()).or_default())

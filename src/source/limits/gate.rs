@@ -18,7 +18,7 @@ use crate::job::Upstream;
 use crate::protocol::Keys;
 use crate::redis::Connection;
 
-static INSPECT: LazyLock<Script> =
+pub(super) static INSPECT: LazyLock<Script> =
     LazyLock::new(|| Script::new(concat!(include_str!("lua/state.lua"), include_str!("lua/inspect.lua"))));
 
 /// Permits handed back in one command.
@@ -84,6 +84,7 @@ impl Gate {
     #[must_use]
     pub fn remembering(mut self, memory: &UpstreamMemory) -> Self {
         self.breaker.remember(&self.upstream.name, memory);
+        self.budget.remember(memory);
         self
     }
 
@@ -187,18 +188,18 @@ impl Gate {
     /// says `upstream <name>`, and regularly, because pub/sub may lose that. Without Redis nothing changes.
     pub async fn refresh(&self) {
         let returned = self.returned();
-        // Owed again if the call is cancelled.
-        let owed = self.budget.owed();
+        // After the permits: what their requests cost is in the sum.
+        let told = self.budget.spend(0);
         let mut call = self.call(&INSPECT);
         call.arg(self.budget.tokens())
             .arg(self.budget.window())
-            .arg(owed.tokens)
+            .arg(told.args())
             .arg(&self.signal)
             .arg(format!("upstream {}", self.upstream.name))
             .arg(returned.ids());
         match call.invoke_async::<Verdict>(&mut self.redis.clone()).await {
             Ok(verdict) => {
-                owed.counted();
+                told.heard();
                 returned.arrived();
                 self.learn(&verdict);
                 self.budget.tell_spent(&verdict);
@@ -234,7 +235,8 @@ impl Gate {
     /// Takes such ids for a command that counts no tokens: none while there are tokens to be counted, which these
     /// permits still hold.
     pub(super) fn returned_alone(&self) -> Returned<'_> {
-        if self.budget.owes() { Returned { gate: self, ids: Vec::new() } } else { self.returned() }
+        let returned = self.returned();
+        if self.budget.owes() { Returned { gate: self, ids: Vec::new() } } else { returned }
     }
 
     /// Keeps ids of permits for a later command to hand back.

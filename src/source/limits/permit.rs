@@ -157,7 +157,7 @@ impl Permit {
             Ended::Refused(wait) => ("refused", wait),
             Ended::Unused => ("dropped", Duration::ZERO),
         };
-        let (first, longest, told) = match ended {
+        let (first, longest, end) = match ended {
             Ended::Refused(_) => (REFUSED_FIRST, REFUSED_LONGEST, format!("{word}: {}", self.said)),
             Ended::Ok | Ended::Answer | Ended::UpstreamFailed | Ended::Busy(_) | Ended::Unused => {
                 (OPEN_FIRST, OPEN_LONGEST, word.to_owned())
@@ -173,12 +173,13 @@ impl Permit {
             return;
         }
         // With the permits that go back, what their requests cost: else others could spend it once more.
-        let (returned, owed) = (gate.returned(), gate.budget.owed());
+        let returned = gate.returned();
+        let told = gate.budget.spend(std::mem::take(&mut self.tokens));
         let mut call = gate.call(&RETURN);
         call.arg(&self.id)
-            .arg(told)
+            .arg(end)
             .arg(millis(busy))
-            .arg(self.tokens.saturating_add(owed.tokens))
+            .arg(told.args())
             .arg(gate.budget.window())
             .arg(gate.budget.tokens())
             .arg(FAILURES)
@@ -191,9 +192,8 @@ impl Permit {
         match call.invoke_async::<Verdict>(&mut gate.redis.clone()).await {
             Ok(verdict) => {
                 returned.arrived();
-                owed.counted();
+                told.heard();
                 self.registered = false;
-                self.tokens = 0;
                 if let Ended::Busy(wait) = ended
                     && gate.refusal().is_none()
                 {

@@ -1,28 +1,29 @@
 -- Says whether an upstream admits anything, and takes back permits that nobody uses any more. Counts tokens that
--- could not be counted when they were spent, and deletes a token window that is over.
+-- could not be counted when they were spent, and deletes a token window that is over, once no late command can tell of
+-- tokens that were counted in it.
 --
 -- KEYS    as in state.lua
 -- ARGV[1] tokens that may be spent in a window, 0 for no limit
 -- ARGV[2] the token window in milliseconds
--- ARGV[3] tokens spent and not yet counted
--- ARGV[4] the channel on which the other gates are told
--- ARGV[5] and what
--- ARGV[6], … permits handed back, a hundred at most
+-- ARGV[3] the process's id
+-- ARGV[4] tokens that the process has spent since it began
+-- ARGV[5] those of them that it heard to be counted
+-- ARGV[6] the channel on which the other gates are told
+-- ARGV[7] and what
+-- ARGV[8], … permits handed back, a hundred at most
 -- returns { reason, microseconds, told, health }: why nothing is admitted, and for how long; told as in
 -- return_permit.lua
--- Work: the requests under way.
+-- Work: the requests under way; and, once the window is over, the processes that spent tokens in the last hour.
 
-take_back(6)
+take_back(8)
 reserved(math.huge)
-local tokens, budget = tonumber(ARGV[3]), tonumber(ARGV[1])
+local budget = tonumber(ARGV[1])
 local used_up, told = false, 0
-if tokens > 0 and budget > 0 then
-  -- Last, so that nothing is counted twice where something else fails.
-  used_up, told = book(tokens, tonumber(ARGV[2]), budget)
-else
-  local _, left = window()
-  if left == 0 then redis.call('DEL', KEYS[3]) end
+if budget > 0 then
+  used_up, told = book(ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[2]), budget)
 end
-if used_up then redis.pcall('PUBLISH', ARGV[4], ARGV[5]) end
+local _, left = window()
+if left == 0 and forget() == 0 then redis.call('DEL', KEYS[3]) end
+if used_up then redis.pcall('PUBLISH', ARGV[6], ARGV[7]) end
 local reason, wait, late = closed(budget)
 return { reason, wait * 1000, math.max(told, late), health() }

@@ -1,33 +1,35 @@
 -- Takes a permit back, with the tokens reserved for it, and records the end of its request: counts failures, opens and
 -- closes the breaker, blocks the upstream for the pause that it asked for, counts tokens. Signals the other gates if
--- that changes what they may do. The last write that can fail counts the tokens, so a caller that gets an error sends
--- them again and loses none.
+-- that changes what they may do. The last write that can fail counts the tokens, and a caller that gets an error or
+-- no reply sends them again: they count once, however often and late they come.
 --
 -- KEYS    as in state.lua
 -- ARGV[1] the permit's id
 -- ARGV[2] 'answered' (closes the breaker), 'failed', 'busy', 'dropped' (nothing is known), or 'refused: ' and the
 --         upstream's message, 300 characters at most (the account is refused: the breaker opens at once)
 -- ARGV[3] for 'busy' and 'refused': the pause in milliseconds
--- ARGV[4] tokens spent
--- ARGV[5] the token window in milliseconds
--- ARGV[6] tokens that may be spent in a window, 0 for no limit
--- ARGV[7] consecutive failures that open the breaker
--- ARGV[8] milliseconds for which it opens first
--- ARGV[9] milliseconds for which it opens at most
--- ARGV[10] the channel of the signal to other gates
--- ARGV[11] the signal
--- ARGV[12] tokens of the answer, to estimate later ones; 0 if they are not known
--- ARGV[13], … more permits to return, a hundred at most
+-- ARGV[4] the process's id
+-- ARGV[5] tokens that the process has spent since it began
+-- ARGV[6] those of them that it heard to be counted
+-- ARGV[7] the token window in milliseconds
+-- ARGV[8] tokens that may be spent in a window, 0 for no limit
+-- ARGV[9] consecutive failures that open the breaker
+-- ARGV[10] milliseconds for which it opens first
+-- ARGV[11] milliseconds for which it opens at most
+-- ARGV[12] the channel of the signal to other gates
+-- ARGV[13] the signal
+-- ARGV[14] tokens of the answer, to estimate later ones; 0 if they are not known
+-- ARGV[15], … more permits to return, a hundred at most
 -- returns { reason, microseconds, told, health } as of now: why nothing is admitted, and for how long. told is 80 or
 --         100, the spent share of the budget in percent, if the caller is the first in this window to log it; else 0
--- Work: constant.
+-- Work: constant; for the first tokens of a process, the processes that spent tokens in the last hour.
 
 local id, ended = ARGV[1], ARGV[2]
-local budget, limit = tonumber(ARGV[6]), tonumber(ARGV[7])
+local budget, limit = tonumber(ARGV[8]), tonumber(ARGV[9])
 local changed = false
 
 redis.pcall('ZREM', KEYS[2], id)
-take_back(13)
+take_back(15)
 
 -- While the breaker is open, only its probe is heard: what began before tells nothing new.
 local open = get('open')
@@ -50,7 +52,7 @@ if ended == 'answered' or ended == 'busy' then
   end
 elseif said then
   if probe or open == 0 then
-    local long = math.min(math.max(get('open_for') * 2, tonumber(ARGV[8])), tonumber(ARGV[9]))
+    local long = math.min(math.max(get('open_for') * 2, tonumber(ARGV[10])), tonumber(ARGV[11]))
     long = math.max(long, tonumber(ARGV[3]))
     set('open_for', long)
     set('open', now + long)
@@ -60,7 +62,7 @@ elseif said then
   end
 elseif ended == 'failed' then
   if probe then
-    local long = math.min(get('open_for') * 2, tonumber(ARGV[9]))
+    local long = math.min(get('open_for') * 2, tonumber(ARGV[11]))
     set('open_for', long)
     set('open', now + long)
     redis.call('HDEL', KEYS[1], 'said', 'probe', 'probe_until')
@@ -68,8 +70,8 @@ elseif ended == 'failed' then
   elseif open == 0 then
     local failures = redis.call('HINCRBY', KEYS[1], 'failures', 1)
     if failures >= limit then
-      set('open_for', tonumber(ARGV[8]))
-      set('open', now + tonumber(ARGV[8]))
+      set('open_for', tonumber(ARGV[10]))
+      set('open', now + tonumber(ARGV[10]))
       changed = true
     elseif failures == 3 then
       -- From here on the others report their successes, too: failures of one worker alone are not the upstream's.
@@ -80,22 +82,20 @@ elseif probe then
   redis.call('HDEL', KEYS[1], 'probe', 'probe_until')
 end
 
-local answer = tonumber(ARGV[12])
+local answer = tonumber(ARGV[14])
 if answer > 0 and budget > 0 then
   -- The longest of late: a longer one counts at once, and is forgotten by and by.
   local longest = get('answer')
   set('answer', math.max(answer, longest - math.ceil((longest - answer) / 32)))
-  keep(tonumber(ARGV[5]))
+  keep(tonumber(ARGV[7]))
 end
 
 if redis.call('EXISTS', KEYS[1]) == 1 then keep(0) end
-local tokens, told = tonumber(ARGV[4]), 0
-if tokens > 0 and budget > 0 then
-  local used_up
-  used_up, told = book(tokens, tonumber(ARGV[5]), budget)
-  changed = changed or used_up
+local used_up, told = false, 0
+if budget > 0 then
+  used_up, told = book(ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), budget)
 end
 redis.pcall('HDEL', KEYS[4], id)
-if changed then redis.pcall('PUBLISH', ARGV[10], ARGV[11]) end
+if changed or used_up then redis.pcall('PUBLISH', ARGV[12], ARGV[13]) end
 local reason, wait, late = closed(budget)
 return { reason, wait * 1000, math.max(told, late), health() }

@@ -1,5 +1,6 @@
 use super::super::admission::TAKE;
 use super::super::breaker::Verdict;
+use super::super::gate::INSPECT;
 use super::super::millis;
 use super::super::permit::RETURN;
 use super::*;
@@ -164,7 +165,7 @@ async fn each_budget_is_told_of_once_in_a_window() {
     let told = async |budget: u64, cost: u64| -> u8 {
         let gate = server.gate(&budgeted(budget, HOUR)).await;
         let mut call = gate.call(&RETURN);
-        call.arg("none").arg("answered").arg(0).arg(cost).arg(millis(HOUR)).arg(budget);
+        call.arg("none").arg("answered").arg(0).arg(gate.budget.spend(cost).args()).arg(millis(HOUR)).arg(budget);
         call.arg(10).arg(1).arg(1).arg("signal").arg("news").arg(0);
         call.invoke_async::<Verdict>(&mut server.connect().await).await.unwrap().2
     };
@@ -276,4 +277,71 @@ async fn permits_go_back_with_the_tokens_that_are_owed() {
     drop(lost);
     other.done(Ended::Ok).await;
     assert_eq!((server.held().await, server.spent().await), (0, Some(150)));
+}
+
+/// While Redis is away, a reload puts another gate in the place of one that owes tokens.
+#[tokio::test]
+async fn owed_tokens_are_counted_once_after_a_reload() {
+    let server = Server::start().await;
+    let (memory, limited) = (UpstreamMemory::default(), Arc::new(budgeted(1000, HOUR)));
+    let generation = async || {
+        let names = Keys::new("test", "test:invalidate");
+        Gate::new(Arc::clone(&limited), server.connect().await, &names, 64).remembering(&memory)
+    };
+    let before = generation().await;
+    before.budget.owe(50);
+    drop(before);
+    for _ in 0..2 {
+        let after = generation().await;
+        after.refresh().await;
+        assert_eq!((server.spent().await, after.budget.owes()), (Some(50), false));
+    }
+}
+
+/// As after a failover to a replica that lacks the last commands, or a restart from a snapshot.
+#[tokio::test]
+async fn tokens_that_redis_forgot_are_counted_again() {
+    let server = Server::start().await;
+    let gate = server.gate(&budgeted(1000, HOUR)).await;
+    gate.try_for(HUNDRED).await.unwrap().cost(60).await;
+    let (mut redis, window) = (server.connect().await, "test:budget:{museum}");
+    let state: Vec<u8> = redis::cmd("DUMP").arg(window).query_async(&mut redis).await.unwrap();
+    gate.try_for(HUNDRED).await.unwrap().cost(30).await;
+    redis::cmd("RESTORE").arg(window).arg(0).arg(state).arg("REPLACE").exec_async(&mut redis).await.unwrap();
+    assert_eq!(server.spent().await, Some(60));
+    gate.refresh().await;
+    assert_eq!(server.spent().await, Some(90));
+    server.set(&["FLUSHALL"]).await;
+    gate.refresh().await;
+    assert_eq!(server.spent().await, None, "after a flush the window begins anew");
+    gate.try_for(HUNDRED).await.unwrap().cost(20).await;
+    assert_eq!(server.spent().await, Some(20));
+}
+
+/// The connection gave up on them.
+#[tokio::test]
+async fn late_commands_count_nothing_twice() {
+    let server = Server::start().await;
+    let gate = server.gate(&budgeted(1000, HOUR)).await;
+    gate.try_for(HUNDRED).await.unwrap().cost(60).await;
+    let inspect = |(process, spent, counted): (&str, u64, u64)| {
+        let mut call = gate.call(&INSPECT);
+        call.arg(1000).arg(millis(HOUR)).arg(process).arg(spent).arg(counted).arg("signal").arg("news");
+        call
+    };
+    gate.budget.owe(10);
+    let (first, second) = (inspect(gate.budget.spend(0).args()), inspect(gate.budget.spend(20).args()));
+    gate.refresh().await;
+    let late = async || {
+        for call in [&second, &first, &second] {
+            call.invoke_async::<Verdict>(&mut server.connect().await).await.unwrap();
+        }
+        server.spent().await
+    };
+    assert_eq!(late().await, Some(90));
+    server.set(&["HSET", "test:budget:{museum}", "ends", "1"]).await;
+    gate.try_for(HUNDRED).await.unwrap().cost(5).await;
+    assert_eq!(late().await, Some(5), "nor in the next window");
+    server.set(&["FLUSHALL"]).await;
+    assert_eq!(late().await, Some(30), "what was not confirmed then");
 }
