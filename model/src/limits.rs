@@ -490,7 +490,7 @@ impl Upstream {
     /// Once no command can be late any more, nothing is kept of processes, nor of a window that is over.
     fn is_forgotten(&mut self, engine: &Engine, random: &mut Random) -> Step {
         // Or as long, by a clock that was set back.
-        let time = [LATEST + 1_000, -2 * LATEST][random.below(2)];
+        let time = [4 * LATEST, -4 * LATEST][random.below(2)];
         self.pass(engine, random, time)?;
         (self.is_lossy, self.counted) = (true, Counted::new());
         self.die(0);
