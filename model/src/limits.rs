@@ -103,9 +103,9 @@ struct Upstream {
     counted: Counted,
     /// Commands that are carried out later.
     late: Vec<calls::Call>,
-    /// Redis may lose data; an earlier state that it may go back to.
+    /// Redis may lose data; the window's hash, and what was counted, as it may go back to.
     is_lossy: bool,
-    kept: Option<(Db, Counted)>,
+    kept: Option<(Vec<(String, String)>, Counted)>,
     /// The time that has passed (ms).
     passed: i64,
     /// The clock was set back: a window that was over may go on.
@@ -211,11 +211,13 @@ impl Upstream {
         if self.goes_on() { self.read("tokens") } else { 0 }
     }
 
-    /// Returns the processes that the window's hash names.
-    fn processes(&self) -> usize {
+    /// Returns the window's hash.
+    fn fields(&self) -> Vec<(String, String)> {
         match self.db.slot(SPENT).map(|slot| &*slot.value) {
-            Some(Value::Hash(fields)) => fields.keys().filter(|field| field.as_str().starts_with("process:")).count(),
-            _ => 0,
+            Some(Value::Hash(fields)) => {
+                fields.iter().map(|(field, value)| (field.as_str().to_owned(), value.as_str().to_owned())).collect()
+            }
+            _ => Vec::new(),
         }
     }
 
@@ -299,15 +301,22 @@ impl Upstream {
         self.carry_out(engine, &call).map(|_| ())
     }
 
-    /// Redis loses all of its data, or goes back to an earlier state.
+    /// Redis loses all of its data, or goes back to an earlier count of the tokens.
     fn lose(&mut self, engine: &Engine, random: &mut Random) {
-        let now = self.now();
         match (random.below(3), self.kept.take()) {
-            (0, _) => (self.db, self.counted) = (Db::default(), Counted::new()),
-            (1, Some(kept)) => (self.db, self.counted) = kept,
-            _ => self.kept = Some((self.db.clone(), self.counted.clone())),
+            (0, _) => {
+                engine.command(&mut self.db, &["DEL", "limits", "permits", SPENT, "reserved"]);
+                self.counted.clear();
+            }
+            (1, Some((fields, counted))) => {
+                engine.command(&mut self.db, &["DEL", SPENT]);
+                for (field, value) in &fields {
+                    engine.command(&mut self.db, &["HSET", SPENT, field, value]);
+                }
+                self.counted = counted;
+            }
+            _ => self.kept = Some((self.fields(), self.counted.clone())),
         }
-        engine.set_clock(&mut self.db, now);
     }
 
     /// `Gate::ask`.
@@ -496,8 +505,8 @@ impl Upstream {
         self.die(0);
         self.gates[0].spent = 1;
         self.refresh(engine, 0, Course::Well)?;
-        let (processes, is_limited) = (self.processes(), self.limits.budget > 0);
-        if processes != usize::from(is_limited) {
+        let processes = self.fields().iter().filter(|(field, _)| field.starts_with("process:")).count();
+        if processes != usize::from(self.limits.budget > 0) {
             return violated(CONTRACT, format!("{processes} processes are known\n{}", self.db));
         }
         self.pass(engine, random, LATEST + 1_000)?;

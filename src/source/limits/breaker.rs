@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-use super::budget::Account;
+use super::account::Account;
 use super::refusal::{Refusal, reason};
 use crate::entry::{UpstreamName, duration};
 

@@ -12,6 +12,7 @@
 //! over reloads too, and told with the next command; until then nothing that costs tokens is admitted. They count once,
 //! also if Redis carries the failed command out later.
 
+mod account;
 mod admission;
 mod breaker;
 mod budget;
