@@ -1,8 +1,8 @@
 //! The sum of tokens that a process has spent on an upstream, and what Redis has confirmed of it.
 //!
 //! A process sums up what it has spent on an upstream since it began, over all reloads. Each command that counts tokens
-//! tells this sum, and the part of it that Redis confirmed. Redis counts what it has not counted yet. So a command whose
-//! reply is lost, or that Redis carries out long after its sender gave up, counts nothing twice, and a later command
+//! tells this sum, and the part of it that Redis confirmed. Redis counts what it has not counted yet. So a command
+//! counts nothing twice if its reply is lost, or if Redis carries it out long after its sender gave up. A later command
 //! counts what did not arrive.
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -8,9 +8,9 @@
 //! On failure: the rescuer returns the permits of a dead worker. Without a rescuer they expire, the upstream's timeout
 //! and five seconds after they were given. Without Redis, requests to a limited upstream are refused, because nothing
 //! could be committed either. After a flush the limits begin anew, and requests in flight are not counted. Tokens that
-//! a request may cost are reserved while it is in flight. Tokens that were spent and could not be counted are kept here,
-//! over reloads too, and told with the next command; until then nothing that costs tokens is admitted. They count once,
-//! also if Redis carries the failed command out later.
+//! a request may cost are reserved while it is in flight. Tokens that were spent and could not be counted are kept
+//! here, over reloads too, and told with the next command; until then nothing that costs tokens is admitted. They count
+//! once, also if Redis carries the failed command out later.
 
 mod account;
 mod admission;
