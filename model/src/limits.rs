@@ -82,8 +82,8 @@ enum Course {
     Late,
 }
 
-/// What Redis has counted of each process.
-type Counted = BTreeMap<String, i64>;
+/// A sum of tokens for each process.
+type Sums = BTreeMap<String, i64>;
 
 #[derive(Debug)]
 struct Upstream {
@@ -99,14 +99,17 @@ struct Upstream {
     refused: String,
     /// The number of permits so far.
     serial: u32,
-    /// What Redis has to know of the processes.
-    counted: Counted,
+    /// The highest sums that were told, and those of them that Redis has not lost.
+    told: Sums,
+    counted: Sums,
+    /// The tokens that may still be counted since Redis last lost data: those spent or first confirmed since.
+    may_count: Option<i64>,
     /// Commands that are carried out later.
     late: Vec<calls::Call>,
     /// Redis may lose data; the window's hash, and what was counted, as it may go back to.
     is_lossy: bool,
-    kept: Option<(Vec<(String, String)>, Counted)>,
-    /// The time that has passed (ms).
+    kept: Option<(Vec<(String, String)>, Sums)>,
+    /// The time by which the clock went on or back (ms).
     passed: i64,
     /// The clock was set back: a window that was over may go on.
     is_set_back: bool,
@@ -141,7 +144,9 @@ pub fn walk(engine: &Engine, seed: u64, steps: usize, without: Option<Rule>) -> 
         requests: Vec::new(),
         refused: String::new(),
         serial: 0,
-        counted: Counted::new(),
+        told: Sums::new(),
+        counted: Sums::new(),
+        may_count: None,
         late: Vec::new(),
         is_lossy: seed % 4 > 1 && random.below(2) == 0,
         kept: None,
@@ -167,7 +172,10 @@ pub fn walk(engine: &Engine, seed: u64, steps: usize, without: Option<Rule>) -> 
             }
             14 if random.below(3) == 0 => upstream.die(gate),
             15 | 16 if !upstream.late.is_empty() => upstream.arrive(engine, &mut random)?,
-            15 if is_set_back && random.below(3) == 0 => upstream.pass(engine, &mut random, -600_000)?,
+            15 if is_set_back && upstream.passed < LATEST / 2 && random.below(3) == 0 => {
+                let time = [4_000, 600_000][random.below(2)];
+                upstream.pass(engine, &mut random, -time)?;
+            }
             17 if upstream.is_lossy => upstream.lose(engine, &mut random),
             _ => {}
         }
@@ -203,7 +211,7 @@ impl Upstream {
 
     /// Returns true if a window goes on.
     fn goes_on(&self) -> bool {
-        self.read("ends") > self.now()
+        self.read("ends") > self.now() && self.db.field(SPENT, "tokens").is_some()
     }
 
     /// Returns the tokens that were counted in the present window.
@@ -261,7 +269,7 @@ impl Upstream {
         }
     }
 
-    /// Carries a command out, and checks what it counts.
+    /// Carries a command out, and checks what it counts and what it leaves of a window that is over.
     fn carry_out(&mut self, engine: &Engine, call: &calls::Call) -> Result<Reply, Violation> {
         let (before, goes_on, was_told) = (self.window(), self.goes_on(), self.is_told());
         let reply = engine.run(&mut self.db, call);
@@ -270,29 +278,47 @@ impl Upstream {
         }
         self.tells(was_told, reply.part(2).int())?;
         self.db.published.clear();
-        let expected = self.expected(call, goes_on);
         let counted = self.window() - before;
-        if counted != expected {
-            let what = format!("{call:?} counts {counted} tokens, not {expected}: {:?}\n{}", self.counted, self.db);
-            return violated(COUNTED, what);
+        self.counts(call, counted)?;
+        if counted > 0 && !goes_on && self.read("ends") != self.now() + self.limits.window {
+            return violated(CONTRACT, format!("a window begins, and has another length\n{}", self.db));
+        }
+        if call.script == Script::Inspect && !self.goes_on() && self.db.field(SPENT, "tokens").is_some() {
+            return violated(CONTRACT, format!("a window that is over keeps its count\n{}", self.db));
         }
         Ok(reply)
     }
 
-    /// Returns the tokens that a command has to count, and notes that they are counted. What a process has heard to be
-    /// counted is lost with Redis's data, but for a window that went back and goes on.
-    fn expected(&mut self, call: &calls::Call, goes_on: bool) -> i64 {
-        let Some((process, sum, heard)) = told(call).filter(|_| self.limits.budget > 0) else { return 0 };
-        let before = match self.counted.get(process) {
-            Some(counted) if goes_on => *counted,
-            Some(counted) => heard.max(*counted),
-            None if self.is_lossy => heard,
-            None => 0,
-        };
-        if sum > before {
-            self.counted.insert(process.to_owned(), sum);
+    /// Checks the number of tokens that a command counted, and notes them. Without losses these are the ones that no
+    /// command told before it. Where Redis lost data, none is counted that it still knows, nor one whose count was
+    /// confirmed before the command was sent.
+    fn counts(&mut self, call: &calls::Call, tokens: i64) -> Step {
+        let mut expected = 0;
+        if let Some((process, sum, heard)) = told(call).filter(|_| self.limits.budget > 0) {
+            let [told, counted] =
+                [&mut self.told, &mut self.counted].map(|sums| sums.entry(process.to_owned()).or_default());
+            let before = if self.is_lossy { heard.max(*counted) } else { *told };
+            expected = (sum - before).max(0);
+            *told = sum.max(*told);
+            *counted = if expected > 0 { sum } else { *counted };
         }
-        (sum - before).max(0)
+        self.may_count = self.may_count.map(|most| most - tokens);
+        if tokens != expected || self.may_count.is_some_and(|most| most < 0) {
+            let what = format!("{call:?} counts {tokens} tokens, not {expected}: {:?}\n{}", self.counted, self.db);
+            return violated(COUNTED, what);
+        }
+        Ok(())
+    }
+
+    /// Returns the tokens whose count was not confirmed when a command was sent that may still be carried out.
+    fn unconfirmed(&self) -> i64 {
+        let gates = self.gates.iter().map(|gate| (gate.process.as_str(), gate.spent, gate.counted));
+        let mut sums = BTreeMap::new();
+        for (process, sum, heard) in gates.chain(self.late.iter().filter_map(told)) {
+            let (least, most) = sums.entry(process).or_insert((heard, sum));
+            (*least, *most) = (heard.min(*least), sum.max(*most));
+        }
+        sums.values().map(|(least, most)| most - least).sum()
     }
 
     /// A command arrives long after it was sent.
@@ -315,8 +341,12 @@ impl Upstream {
                 }
                 self.counted = counted;
             }
-            _ => self.kept = Some((self.fields(), self.counted.clone())),
+            _ => {
+                self.kept = Some((self.fields(), self.counted.clone()));
+                return;
+            }
         }
+        self.may_count = Some(self.unconfirmed());
     }
 
     /// `Gate::ask`.
@@ -393,6 +423,7 @@ impl Upstream {
         let gate = &mut self.gates[request.gate];
         gate.cost += tokens;
         gate.spent += tokens;
+        self.may_count = self.may_count.map(|most| most + tokens);
         let (process, counted) = (gate.process.clone(), gate.counted);
         let sum = if is_first { gate.spent } else { counted + tokens };
         let (limits, ended) = (self.limits, Ended { word, busy, answer });
@@ -431,7 +462,7 @@ impl Upstream {
     /// Lets time pass. Requests whose time is over end before.
     fn pass(&mut self, engine: &Engine, random: &mut Random, by: i64) -> Step {
         let now = self.now() + by;
-        self.passed += by.max(0);
+        self.passed += by.abs();
         if by < 0 {
             self.requests.iter_mut().for_each(|request| request.began += by);
             self.gates.iter_mut().for_each(|gate| gate.asked = 0);
@@ -465,7 +496,7 @@ impl Upstream {
     /// Checks that all is counted that the living have spent.
     fn all_is_counted(&self) -> Step {
         for Gate { process, cost, .. } in &self.gates {
-            let counted = self.counted.get(process).copied().unwrap_or(0);
+            let counted = self.told.get(process).copied().unwrap_or(0);
             if !self.is_lossy && counted != *cost {
                 return violated(COUNTED, format!("{process} has spent {cost} tokens, and {counted} are counted"));
             }
@@ -501,15 +532,19 @@ impl Upstream {
         // Or as long, by a clock that was set back.
         let time = [4 * LATEST, -4 * LATEST][random.below(2)];
         self.pass(engine, random, time)?;
-        (self.is_lossy, self.counted) = (true, Counted::new());
+        (self.is_lossy, self.counted, self.may_count) = (true, Sums::new(), None);
         self.die(0);
         self.gates[0].spent = 1;
-        self.refresh(engine, 0, Course::Well)?;
-        let processes = self.fields().iter().filter(|(field, _)| field.starts_with("process:")).count();
-        if processes != usize::from(self.limits.budget > 0) {
-            return violated(CONTRACT, format!("{processes} processes are known\n{}", self.db));
+        for _ in 0..2 {
+            self.refresh(engine, 0, Course::Well)?;
+            let processes = self.fields().iter().filter(|(field, _)| field.starts_with("process:")).count();
+            if processes != usize::from(self.limits.budget > 0) {
+                return violated(CONTRACT, format!("{processes} processes are known\n{}", self.db));
+            }
+            self.pass(engine, random, self.limits.window + 1_000)?;
         }
-        self.pass(engine, random, LATEST + 1_000)?;
+        let time = [LATEST, -2 * LATEST][random.below(2)];
+        self.pass(engine, random, time)?;
         self.refresh(engine, 0, Course::Well)?;
         match self.db.slot(SPENT) {
             Some(_) => violated(CONTRACT, format!("a window that is over is kept\n{}", self.db)),

@@ -125,7 +125,7 @@ pub const MENDS: &[Mend] = &[
         what: "Tokens count twice if the command that tells them is answered too late, and is sent again.",
         revert: script(
             "source/limits/lua/state.lua",
-            "local tokens = spent_in_all - counted",
+            "local tokens = spent_in_all - math.max(counted, heard)",
             "local tokens = spent_in_all - heard",
         ),
         search: Search::Limits,

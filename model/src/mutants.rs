@@ -234,12 +234,15 @@ pub const KILLED: &[Mutant] = mutants! {
         "scores[i + 1] or scores[1] or '0'" => "scores[i + 1] or '0'",
     ]
     "source/limits/lua/state.lua": [
-        "if ends <= now then before, ends, most, told_of = 0, now + per, 0, '0' end" => "",
-        "local tokens = spent_in_all - counted" => "local tokens = spent_in_all - heard",
+        "if left <= 0 or not known[1] then return 0, 0 end" => "if left <= 0 then return 0, 0 end",
+        "if ends <= now or not known[1] then before, ends, most, told_of = 0, now + per, 0, '0' end" => "",
+        "if ends <= now or not known[1] then" => "if ends <= now then",
+        "spent_in_all - math.max(counted, heard)" => "spent_in_all - heard",
+        "spent_in_all - math.max(counted, heard)" => "spent_in_all - counted",
+        "spent_in_all - math.max(counted, heard)" => "spent_in_all - (counted > 0 and counted or heard)",
+        "spent_in_all - math.max(counted, heard)"
+            => "spent_in_all - (counted > 0 and ends > now and counted or math.max(counted, heard))",
         "if tokens <= 0 then return false, 0 end" => "",
-        "if not counted or ends <= now then" => "if true then",
-        "if not counted or ends <= now then" => "if not counted then",
-        "counted = math.max(counted or 0, heard)" => "counted = counted or 0",
         "string.format('%.0f %.0f', spent_in_all, now)" => "string.format('%.0f %.0f', heard, now)",
         "if not known[5] then forget() end" => "",
         "if at and math.abs(now - tonumber(at)) > 3600000" => "if at and now - tonumber(at) > 3600000",
@@ -268,8 +271,10 @@ pub const KILLED: &[Mutant] = mutants! {
     ]
     "source/limits/lua/inspect.lua": [
         "used_up, told = book(ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[2]), budget)" => "",
-        "if left == 0 and forget() == 0 then" => "if left == 0 then",
-        "if left == 0 and forget() == 0 then" => "if false then",
+        "redis.call('HDEL', KEYS[3], 'tokens', 'told_80', 'told_100')" => "",
+        "if math.abs(now - ends) > 3600000 then" => "if true then",
+        "if math.abs(now - ends) > 3600000 then" => "if now - ends > 3600000 then",
+        "if math.abs(now - ends) > 3600000 then" => "if false then",
     ]
     "agenda/lua/score.lua": [
         "bits < 32 and 'claimed' or 'running'" => "'claimed'",

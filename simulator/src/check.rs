@@ -372,7 +372,7 @@ fn is_made_from_present(world: &World, redis: &Redis, job: Job, name: &str, now:
     let art = redis.value(&Job::Art.key(name)).and_then(|(text, _)| serde_json::from_str::<Value>(text).ok());
     let Some(text) = text else {
         let is_missing = art.is_some() && world.is_kept_warm(name) && world.plan.warms_up();
-        let is_missing = is_missing && (job != Job::Story || !world.has_spent_all(redis));
+        let is_missing = is_missing && (job != Job::Story || !world.has_spent_all());
         return if is_missing { Err(format!("{key} is missing")) } else { Ok(()) };
     };
     let Some(art) = art else {
@@ -384,8 +384,7 @@ fn is_made_from_present(world: &World, redis: &Redis, job: Job, name: &str, now:
     let is_told = redis.has_meta(&Job::Art.key(name));
     let is_present = match job {
         Job::Story => Prompt::of(text).is_some_and(|(prompt, _)| {
-            world.has_spent_all(redis)
-                || prompt.file == world.files.story && (!is_told || art["rev"] == prompt.revision)
+            world.has_spent_all() || prompt.file == world.files.story && (!is_told || art["rev"] == prompt.revision)
         }),
         _ => page(text).is_some_and(|(of, file)| file == u64::from(world.files.page) && (!is_told || of == art)),
     };

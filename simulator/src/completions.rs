@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 use crate::check;
 use crate::files::Job;
 use crate::machine;
-use crate::redis::Redis;
 use crate::upstream::Asked;
 use crate::world::{Call, World};
 
@@ -102,9 +101,9 @@ impl World {
     }
 
     /// Returns true if the budget may be spent, so that stories stay as they are.
-    pub(crate) fn has_spent_all(&self, redis: &Redis) -> bool {
-        // A request is admitted for the most that it may cost. Workers tell again what a Redis that went back forgot.
-        let (most, spent) = (self.plan.tokens.and_then(|tokens| tokens.most), self.spent.max(redis.spent()));
-        most.is_some_and(|most| spent + 4 * (COST.0 + COST.1) > most)
+    pub(crate) fn has_spent_all(&self) -> bool {
+        // A request is admitted for the most that it may cost.
+        let most = self.plan.tokens.and_then(|tokens| tokens.most);
+        most.is_some_and(|most| self.spent + 4 * (COST.0 + COST.1) > most)
     }
 }

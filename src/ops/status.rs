@@ -185,7 +185,7 @@ async fn upstream(redis: &Connection, keys: &Keys, known: &KnownUpstream) -> Red
     let (now, limits, spent): Reply = ask.ignore_errors().query_async(&mut redis.clone()).await?;
     let (now, (blocked, open, said), (spent, ends)) = (now?, there(limits)?, there(spent)?);
     let budget = known.budget;
-    let ends = ends.filter(|ends| *ends > now);
+    let ends = ends.filter(|ends| spent.is_some() && *ends > now);
     let spent = ends.and(spent).unwrap_or_default();
     let mut status = UpstreamStatus {
         upstream: known.name.to_string(),

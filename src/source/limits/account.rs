@@ -1,9 +1,9 @@
 //! The sum of tokens that a process has spent on an upstream, and what Redis has confirmed of it.
 //!
 //! A process sums up what it has spent on an upstream since it began, over all reloads. Each command that counts tokens
-//! tells this sum, and the part of it that Redis confirmed. Redis counts what it has not counted yet. So a command
-//! counts nothing twice if its reply is lost, or if Redis carries it out long after its sender gave up. A later command
-//! counts what did not arrive.
+//! tells this sum, and the part of it that Redis confirmed. Redis counts the difference to what it has counted. So a
+//! command counts nothing twice if its reply is lost, or if Redis carries it out long after its sender gave up. A later
+//! command counts what did not arrive.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,12 +15,12 @@ const MOST_AT_ONCE: u64 = 1 << 32;
 /// The sums of tokens that a process has spent on an upstream since it began. They only grow.
 #[derive(Debug)]
 pub(super) struct Account {
-    /// Names the process to Redis.
+    /// Names the account to Redis: one of a process and an upstream.
     id: String,
     spent: AtomicU64,
     /// The part that Redis has confirmed.
     counted: AtomicU64,
-    /// The sum that the last command told which failed or was cancelled: Redis may not know it.
+    /// The highest sum told by a command that failed or was cancelled: Redis may not know it.
     unheard: AtomicU64,
 }
 
@@ -54,7 +54,7 @@ impl Account {
     }
 }
 
-/// What a process tells Redis of the tokens that it has spent.
+/// The sums of a process that a command tells Redis.
 pub(super) struct Told<'a> {
     account: &'a Account,
     /// All that it has spent.
@@ -65,7 +65,7 @@ pub(super) struct Told<'a> {
 }
 
 impl Told<'_> {
-    /// Returns the arguments of a script: the process, the sum, and the part that Redis has confirmed.
+    /// Returns the arguments of a script: the account, the sum, and the part that Redis has confirmed.
     pub(super) fn args(&self) -> (&str, u64, u64) {
         (&self.account.id, self.spent, self.counted)
     }

@@ -362,15 +362,23 @@ async fn spent_tokens_close_the_gate_until_the_window_ends() {
     assert_eq!(refusal.reason, "tokens");
     assert!(refusal.wait <= budget.per);
     other.admit(Priority::Normal, within(20_000)).await.expect("a new window").done(Ended::Ok).await;
-    // So that no command is under way any more that could tell of it.
-    let (mut redis, window) = (server.connect().await, "test:budget:{museum}");
-    let fields: Vec<String> = redis::cmd("HKEYS").arg(window).query_async(&mut redis).await.unwrap();
-    let processes: Vec<String> = fields.into_iter().filter(|field| field.starts_with("process:")).collect();
-    assert_eq!(processes.len(), 1, "{processes:?}");
-    redis::cmd("HSET").arg(window).arg(&processes[0]).arg("1200 1").exec_async(&mut redis).await.unwrap();
     other.refresh().await;
-    let left: u32 = redis::cmd("EXISTS").arg(window).query_async(&mut redis).await.unwrap();
-    assert_eq!(left, 0, "nothing is kept of a window that is over");
+    let (mut redis, window) = (server.connect().await, "test:budget:{museum}");
+    let mut fields: Vec<String> = redis::cmd("HKEYS").arg(window).query_async(&mut redis).await.unwrap();
+    fields.retain(|field| !field.starts_with("process:"));
+    fields.sort();
+    assert_eq!(fields, ["ends", "long"], "the count of a window that is over is gone");
+    // As if Redis's clock was set back.
+    let now: (u64, u64) = redis::cmd("TIME").query_async(&mut redis).await.unwrap();
+    redis::cmd("HSET").arg(window).arg("ends").arg(now.0 * 1000 + 1500).exec_async(&mut redis).await.unwrap();
+    other.admit(Priority::Normal, within(1000)).await.expect("no window is spent").done(Ended::Ok).await;
+    // The sums of processes are kept for an hour longer.
+    for (ends, left) in [(now.0 - 3000, 1), (now.0 - 3601, 0)] {
+        redis::cmd("HSET").arg(window).arg("ends").arg(ends * 1000).exec_async(&mut redis).await.unwrap();
+        other.refresh().await;
+        let found: u32 = redis::cmd("EXISTS").arg(window).query_async(&mut redis).await.unwrap();
+        assert_eq!(found, left, "{ends}");
+    }
 }
 
 #[tokio::test]

@@ -1,14 +1,14 @@
 -- Takes a permit back, with the tokens reserved for it, and records the end of its request: counts failures, opens and
 -- closes the breaker, blocks the upstream for the pause that it asked for, counts tokens. Signals the other gates if
--- that changes what they may do. The last write that can fail counts the tokens, and a caller that gets an error or
--- no reply sends them again: they count once, however often and late they come.
+-- that changes what they may do. A caller that gets an error or no reply tells the sum of its tokens again: they count
+-- once, however often and late it is told.
 --
 -- KEYS    as in state.lua
 -- ARGV[1] the permit's id
 -- ARGV[2] 'answered' (closes the breaker), 'failed', 'busy', 'dropped' (nothing is known), or 'refused: ' and the
 --         upstream's message, 300 characters at most (the account is refused: the breaker opens at once)
 -- ARGV[3] for 'busy' and 'refused': the pause in milliseconds
--- ARGV[4] the process's id
+-- ARGV[4] the id of the process's account
 -- ARGV[5] tokens that the process has spent since it began
 -- ARGV[6] those of them that it heard to be counted
 -- ARGV[7] the token window in milliseconds
@@ -22,7 +22,7 @@
 -- ARGV[15], … more permits to return, a hundred at most
 -- returns { reason, microseconds, told, health } as of now: why nothing is admitted, and for how long. told is 80 or
 --         100, the spent share of the budget in percent, if the caller is the first in this window to log it; else 0
--- Work: constant; for the first tokens of a process, the processes that spent tokens in the last hour.
+-- Work: as `book`.
 
 local id, ended = ARGV[1], ARGV[2]
 local budget, limit = tonumber(ARGV[8]), tonumber(ARGV[9])
@@ -91,11 +91,13 @@ if answer > 0 and budget > 0 then
 end
 
 if redis.call('EXISTS', KEYS[1]) == 1 then keep(0) end
+-- Before the first command that fails if the budget's key is of another type.
+if changed then redis.pcall('PUBLISH', ARGV[12], ARGV[13]) end
 local used_up, told = false, 0
 if budget > 0 then
   used_up, told = book(ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), budget)
 end
 redis.pcall('HDEL', KEYS[4], id)
-if changed or used_up then redis.pcall('PUBLISH', ARGV[12], ARGV[13]) end
+if used_up and not changed then redis.pcall('PUBLISH', ARGV[12], ARGV[13]) end
 local reason, wait, late = closed(budget)
 return { reason, wait * 1000, math.max(told, late), health() }

@@ -15,10 +15,12 @@
 --         reloads bring, and one that is lowered below what is spent at once. Earlier builds have the highest of these
 --         alone, or `told` in their place, the share in percent: workers of both builds may both tell. It has
 --         no TTL: what has one is what Redis evicts under `volatile-*`, and the fleet would spend its budget once more.
---         One that is over counts as none. Tokens are counted by one command, so that a script which breaks off leaves
---         the old window or the new one. process:<id>: the sum that is counted of what a process has spent since it
---         began, in whichever windows, and when it last grew. These outlive the window by an hour, for commands that
---         come late; then inspect.lua deletes the hash.
+--         One that is over counts as none, and inspect.lua deletes these fields but for `ends` and `long`. Tokens are
+--         counted by one command, so that a script which breaks off leaves the old window or the new one.
+--         process:<id>: by the id of a process's account, the counted sum of its tokens since it began, over all
+--         windows, and when it last grew. These outlive the window by an hour, for commands that come late; then
+--         inspect.lua deletes the hash. That of an earlier build deletes it when the window ends: while workers of both
+--         builds run, a late command may count tokens twice.
 -- KEYS[4] hash: the tokens that requests under way may still cost. permit's id = tokens, and until when they are held,
 --         in milliseconds. They belong to no window: a request counts in the one in which it ends.
 -- All in one slot: the upstream's name is the hash tag. Times are Redis's.
@@ -53,7 +55,7 @@ end
 local function window()
   local known = redis.call('HMGET', KEYS[3], 'tokens', 'ends', 'long')
   local left, long = (tonumber(known[2]) or 0) - now, tonumber(known[3])
-  if left <= 0 then return 0, 0 end
+  if left <= 0 or not known[1] then return 0, 0 end
   if long and left > long then
     -- Redis's clock was set back.
     left = long
@@ -94,41 +96,36 @@ local function with_told(told_of, budget)
   return (told_of == '0' or #told_of > 500) and told or told_of .. ' ' .. told
 end
 
--- Forgets the processes that have told of nothing new for an hour: no command that they sent before is still under way.
--- Returns how many others there are. Work: the processes that spent tokens in the last hour.
+-- Forgets the processes whose sums last grew more than an hour ago, a thousand at most: a command sent before its
+-- last growth is an hour old, and none is carried out so late. Work: all processes of the hash.
 local function forget()
-  local known, others, over = redis.call('HGETALL', KEYS[3]), 0, {}
+  local known, over = redis.call('HGETALL', KEYS[3]), {}
   for i = 1, #known, 2 do
     local at = string.match(known[i], '^process:') and string.match(known[i + 1], '^%d+ (%d+)$')
     -- Or Redis's clock was set back.
-    if at and math.abs(now - tonumber(at)) > 3600000 and #over < 1000 then
-      over[#over + 1] = known[i]
-    elseif at then
-      others = others + 1
-    end
+    if at and math.abs(now - tonumber(at)) > 3600000 and #over < 1000 then over[#over + 1] = known[i] end
   end
   if #over > 0 then redis.call('HDEL', KEYS[3], unpack(over)) end
-  return others
 end
 
--- Counts what a process has spent (the sum since it began) and what is not counted of it yet: in the present window, or
--- in one of `per` milliseconds that begins. `heard` is the sum of which a reply told the process that it is counted.
--- So a command that comes late, twice, or after one that was sent later counts nothing twice. After a flush nothing is
--- known of the process, and what it heard to be counted stays lost. A Redis that went back to an earlier state within
--- a window (a failover, a restart from a snapshot) gets back what it forgot of that window, since the rest of the hash
--- went back as far. Returns whether the tokens use the budget up, and 80 or 100 where the caller has to say that so
--- many percent are spent, else 0.
-local function book(process, spent_in_all, heard, per, budget)
-  local field = 'process:' .. process
+-- Counts the tokens of a process that are not counted yet: in the present window, or in one of `per` milliseconds that
+-- begins. `spent_in_all` is their sum since the process began; `heard` is the sum that a reply told it to be counted.
+-- So a command that comes late, twice, or after one that was sent later counts nothing twice. Tokens whose count Redis
+-- lost (a flush, a failover, a restart from a snapshot) stay lost, unless the process did not hear of the count.
+-- Returns whether the tokens use the budget up, and 80 or 100 where the caller has to say that so many percent are
+-- spent, else 0. Work: constant; for a process that the hash does not know, as `forget`.
+local function book(account, spent_in_all, heard, per, budget)
+  -- Without a command, which would fail if the key is of another type.
+  if spent_in_all <= heard then return false, 0 end
+  local field = 'process:' .. account
   local known = redis.call('HMGET', KEYS[3], 'tokens', 'ends', 'told_80', 'told_100', field)
   local before, ends = tonumber(known[1]) or 0, tonumber(known[2]) or 0
   local most, told_of = tonumber(known[3]) or 0, known[4] or '0'
-  local counted = tonumber(string.match(known[5] or '', '^%d+'))
-  if not counted or ends <= now then counted = math.max(counted or 0, heard) end
-  local tokens = spent_in_all - counted
+  local counted = tonumber(string.match(known[5] or '', '^%d+')) or 0
+  local tokens = spent_in_all - math.max(counted, heard)
   if tokens <= 0 then return false, 0 end
   if not known[5] then forget() end
-  if ends <= now then before, ends, most, told_of = 0, now + per, 0, '0' end
+  if ends <= now or not known[1] then before, ends, most, told_of = 0, now + per, 0, '0' end
   -- Else Redis's clock was set back.
   ends = math.min(ends, now + per)
   local spent = before + tokens

@@ -219,6 +219,29 @@ async fn strangers_key_at_the_permits_hides_no_tokens() {
     assert_eq!(gate.try_for(HUNDRED).await.unwrap_err(), "tokens");
 }
 
+/// It opens the breaker, and gives its tokens back.
+#[tokio::test]
+async fn strangers_key_at_the_budget_hides_no_failure() {
+    let server = Server::start().await;
+    let mut listener = redis::Client::open(server.url.as_str()).unwrap().get_async_pubsub().await.unwrap();
+    listener.subscribe("test:signal").await.unwrap();
+    let gate = server.gate(&budgeted(1000, HOUR)).await;
+    let permit = gate.try_for(HUNDRED).await.unwrap();
+    server.set(&["HSET", "test:limit:{museum}", "failures", &(FAILURES - 1).to_string()]).await;
+    server.set(&["SET", "test:budget:{museum}", "a stranger's"]).await;
+    permit.done(Ended::UpstreamFailed).await;
+    let message = futures_util::StreamExt::next(&mut listener.on_message()).await.unwrap();
+    assert_eq!(message.get_payload::<String>().unwrap(), "upstream museum");
+    assert_eq!(server.held().await, 0);
+    let open: u64 = redis::cmd("HEXISTS")
+        .arg("test:limit:{museum}")
+        .arg("open")
+        .query_async(&mut server.connect().await)
+        .await
+        .unwrap();
+    assert_eq!(open, 1);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn small_requests_do_not_starve_a_large_one() {
     let server = Server::start().await;
@@ -300,22 +323,29 @@ async fn owed_tokens_are_counted_once_after_a_reload() {
 
 /// As after a failover to a replica that lacks the last commands, or a restart from a snapshot.
 #[tokio::test]
-async fn tokens_that_redis_forgot_are_counted_again() {
+async fn tokens_that_redis_forgot_count_in_no_other_window() {
     let server = Server::start().await;
-    let gate = server.gate(&budgeted(1000, HOUR)).await;
+    let limited = budgeted(1000, HOUR);
+    let (gate, other) = (server.gate(&limited).await, server.gate(&limited).await);
     gate.try_for(HUNDRED).await.unwrap().cost(60).await;
+    other.try_for(HUNDRED).await.unwrap().cost(40).await;
     let (mut redis, window) = (server.connect().await, "test:budget:{museum}");
     let state: Vec<String> = redis::cmd("HGETALL").arg(window).query_async(&mut redis).await.unwrap();
-    gate.try_for(HUNDRED).await.unwrap().cost(30).await;
-    redis::cmd("HSET").arg(window).arg(state).exec_async(&mut redis).await.unwrap();
-    assert_eq!(server.spent().await, Some(60));
-    gate.refresh().await;
-    assert_eq!(server.spent().await, Some(90));
-    server.set(&["FLUSHALL"]).await;
-    gate.refresh().await;
-    assert_eq!(server.spent().await, None, "after a flush the window begins anew");
-    gate.try_for(HUNDRED).await.unwrap().cost(20).await;
-    assert_eq!(server.spent().await, Some(20));
+    for ends in [None, Some(1)] {
+        gate.try_for(HUNDRED).await.unwrap().cost(30).await;
+        other.try_for(HUNDRED).await.unwrap().cost(20).await;
+        let mut back = redis::pipe();
+        back.del(window).cmd("HSET").arg(window).arg(&state);
+        ends.inspect(|ends| _ = back.hset(window, "ends", ends));
+        back.exec_async(&mut redis).await.unwrap();
+        let before = if ends.is_some() { 0 } else { 100 };
+        gate.try_for(HUNDRED).await.unwrap().cost(5).await;
+        other.refresh().await;
+        gate.refresh().await;
+        assert_eq!(server.spent().await, Some(before + 5), "{ends:?}");
+        other.try_for(HUNDRED).await.unwrap().cost(7).await;
+        assert_eq!(server.spent().await, Some(before + 12), "{ends:?}");
+    }
 }
 
 /// The connection gave up on them.
@@ -344,4 +374,8 @@ async fn late_commands_count_nothing_twice() {
     assert_eq!(late().await, Some(5), "nor in the next window");
     server.set(&["FLUSHALL"]).await;
     assert_eq!(late().await, Some(30), "what was not confirmed then");
+    gate.refresh().await;
+    assert_eq!(server.spent().await, Some(30), "and nothing that was confirmed since");
+    gate.try_for(HUNDRED).await.unwrap().cost(4).await;
+    assert_eq!(server.spent().await, Some(34));
 }
