@@ -2,8 +2,8 @@
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Art, Parts, SERVICE, TestRedis, TestSentinels, Upstream, WorkerProcess, eventually, eventually_within,
-    number_from_environment, readable, samovar, version,
+    Art, Parts, SERVICE, TestRedis, TestSentinels, Upstream, WorkerProcess, eventually, number_from_environment,
+    publish_safely, readable, samovar, version,
 };
 use redis::AsyncTypedCommands;
 use samovar::cache::{Cache, Heard};
@@ -198,19 +198,6 @@ async fn a_worker_and_a_service_start_without_sentinels() {
     eventually("the service reads it", async || cache.get::<Value>("a").await.is_ok_and(|a| a.is_some())).await;
 }
 
-/// Publishes to the inbox until a replica has the message too.
-async fn publish_safely(redis: &mut Connection, key: &str) {
-    let message = json!({ "keys": [key] }).to_string();
-    eventually_within(PATIENCE * 8, "a replica has the message", async || {
-        let mut steps = redis::pipe();
-        steps.cmd("XADD").arg("samovar:inbox").arg("*").arg("message").arg(&message);
-        steps.cmd("WAIT").arg(1).arg(1_000);
-        let (_, replicas): (String, u64) = steps.query_async(redis).await?;
-        if replicas > 0 { Ok(()) } else { Err(redis::RedisError::from(std::io::Error::other("no replica"))) }
-    })
-    .await;
-}
-
 /// Editors, two workers, and masters that die or freeze again and again: `SAMOVAR_TEST_SECONDS` sets how long. A master
 /// that froze wakes when its replica has taken its place.
 #[tokio::test]
@@ -234,7 +221,7 @@ async fn no_edit_that_a_replica_has_is_lost_in_failovers() {
             let mut redis = RedisUrl::parse(&url, None).unwrap().lazy_manager(PATIENCE).unwrap();
             for name in &names {
                 upstream.edit(&format!("/art/{name}"));
-                publish_safely(&mut redis, &format!("art:{name}")).await;
+                publish_safely(&mut redis, &json!({ "keys": [format!("art:{name}")] })).await;
             }
         };
         let failing = async {

@@ -115,9 +115,15 @@ impl TestCluster {
 
     /// Returns the first of these keys that this master owns.
     pub async fn key_on(&self, nth: usize, mut keys: impl Iterator<Item = String>) -> String {
+        let slots = self.slots(nth).await;
+        let is_there = |key: &String| slots.iter().any(|range| range.contains(&slot(key)));
+        keys.find(is_there).expect("one of the keys is there")
+    }
+
+    /// Returns the slots of this master; none if it is a replica.
+    pub async fn slots(&self, nth: usize) -> Vec<RangeInclusive<u16>> {
         let known = known(&self.nodes[nth]).await.unwrap();
-        let own = known.into_iter().find(|node| node.has("myself")).unwrap();
-        keys.find(|key| own.owns(slot(key))).expect("one of the keys is there")
+        known.into_iter().find(|node| node.has("myself")).unwrap().slots
     }
 
     /// Returns the values of keys; `None` where a key is absent.
@@ -134,8 +140,8 @@ impl TestCluster {
         Ok(texts.into_iter().map(|text| text.map(|text| serde_json::from_str(&text).unwrap())).collect())
     }
 
-    /// Publishes to the inbox until a replica has the message, if there is one.
-    pub async fn publish_safely(&self, message: &Value) {
+    /// Publishes to the inbox until a replica has the message, if there is one; returns its id.
+    pub async fn publish_safely(&self, message: &Value) -> String {
         eventually_within(FAILOVER, "the replicas have the message", async || {
             let owner = self.owner(INBOX).await;
             // Replicas follow their masters in the same order.
@@ -149,11 +155,11 @@ impl TestCluster {
                 steps.query_async::<(String, usize)>(&mut connection).await
             };
             match tokio::time::timeout(2 * SOON, publishing).await {
-                Ok(Ok((_, have))) if have >= replicas => Ok(()),
+                Ok(Ok((id, have))) if have >= replicas => Ok(id),
                 other => Err(format!("{other:?}")),
             }
         })
-        .await;
+        .await
     }
 
     /// Waits until the nodes that run agree on who owns each slot, and serve requests.

@@ -39,8 +39,9 @@ pub use process::{Finished, Samovar, WorkerProcess, number_from_environment, sam
 pub use proxy::{Fault, Proxy};
 pub use redis::{RedisOptions, TestRedis};
 pub use replicas::{Replicas, Shown};
-pub use sentinels::{SERVICE, TestSentinels};
+pub use sentinels::{SERVICE, TestSentinels, publish_safely};
 pub use servers::both;
+pub use topology::Topology;
 pub use upstream::{Call, Gate, Reply, Upstream};
-pub use versions::Versions;
+pub use versions::{Crowded, Versions};
 pub use waits::{at_rest, listening, publish, readable, readable_key, version};

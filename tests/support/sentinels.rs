@@ -8,7 +8,8 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use redis::FromRedisValue;
-use samovar::redis::RedisUrl;
+use samovar::redis::{Connection, RedisUrl};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use super::eventually::{eventually, eventually_within};
@@ -96,6 +97,17 @@ impl TestSentinels {
         *child = spawn_server(&["sentinel.conf", "--sentinel"], &[], folder);
     }
 
+    /// Sets the silence after which the master counts as dead.
+    pub async fn down_after(&self, silence: Duration) {
+        for sentinel in &self.sentinels {
+            let client = RedisUrl::at("127.0.0.1", sentinel.port, 0, self.password.as_deref()).client().unwrap();
+            let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+            let mut set = redis::cmd("SENTINEL");
+            set.arg(&["SET", SERVICE, "down-after-milliseconds", &silence.as_millis().to_string()]);
+            set.exec_async(&mut connection).await.unwrap();
+        }
+    }
+
     /// Waits until all Sentinels that answer name this server as the master.
     pub async fn named(&self, server: &TestRedis) {
         eventually_within(FAILOVER, "the Sentinels name the server", async || {
@@ -125,6 +137,18 @@ impl TestSentinels {
     async fn ask<T: FromRedisValue>(&self, sentinel: &Sentinel, question: &str) -> redis::RedisResult<T> {
         sentinel.ask(self.password.as_deref(), question).await
     }
+}
+
+/// Publishes to the inbox until a replica has the message too; returns its id.
+pub async fn publish_safely(redis: &mut Connection, message: &Value) -> String {
+    eventually_within(FAILOVER, "a replica has the message", async || {
+        let mut steps = redis::pipe();
+        steps.cmd("XADD").arg("samovar:inbox").arg("*").arg("message").arg(message.to_string());
+        steps.cmd("WAIT").arg(1).arg(1_000);
+        let (id, replicas): (String, u64) = steps.query_async(redis).await?;
+        if replicas > 0 { Ok(id) } else { Err(redis::RedisError::from(std::io::Error::other("no replica"))) }
+    })
+    .await
 }
 
 impl Sentinel {

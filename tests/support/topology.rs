@@ -2,7 +2,7 @@
 
 /// A topology that SAMOVAR_TEST_TOPOLOGY names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Topology {
+pub enum Topology {
     Single,
     /// Each server is a master that a Sentinel names.
     Sentinel,
@@ -38,7 +38,7 @@ const NO_SENTINEL: &[(&str, &[&str])] = &[
 impl Topology {
     /// Returns the topology for the servers of the current test.
     #[allow(clippy::disallowed_methods, reason = "settings of a test are none of Samovar's")]
-    pub(super) fn of_test() -> Self {
+    pub fn of_test() -> Self {
         match std::env::var("SAMOVAR_TEST_TOPOLOGY").as_deref() {
             Ok("sentinel") if !is_on(NO_SENTINEL) => Self::Sentinel,
             Ok("cluster") if !is_on(ONE_SERVER) => Self::Cluster,

@@ -8,10 +8,10 @@ use axum::response::Response;
 use futures_util::stream::{self, StreamExt};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -40,6 +40,14 @@ pub struct Asked {
     pub failed: u64,
 }
 
+/// Two fetches of a key at a time.
+#[derive(Clone, Debug)]
+pub struct Crowded {
+    pub key: String,
+    /// When the first one arrived, and then the second.
+    pub arrived: [Instant; 2],
+}
+
 #[derive(Debug)]
 struct Shelf {
     book: Mutex<Book>,
@@ -50,8 +58,9 @@ struct Book {
     random: StdRng,
     calm: bool,
     versions: HashMap<String, u64>,
-    in_flight: HashMap<String, usize>,
-    crowded: BTreeMap<String, usize>,
+    /// When each fetch in flight arrived.
+    in_flight: HashMap<String, Vec<Instant>>,
+    crowded: Vec<Crowded>,
     asked: Asked,
 }
 
@@ -79,7 +88,7 @@ impl Versions {
             calm: false,
             versions: HashMap::new(),
             in_flight: HashMap::new(),
-            crowded: BTreeMap::new(),
+            crowded: Vec::new(),
             asked: Asked::default(),
         };
         let shelf = Arc::new(Shelf { book: Mutex::new(book) });
@@ -109,8 +118,8 @@ impl Versions {
         self.shelf.book().calm = true;
     }
 
-    /// Keys that were being fetched more than once at a time, and how often at most.
-    pub fn crowded(&self) -> BTreeMap<String, usize> {
+    /// Fetches that began while others of their keys were in flight.
+    pub fn crowded(&self) -> Vec<Crowded> {
         self.shelf.book().crowded.clone()
     }
 
@@ -155,27 +164,29 @@ impl Book {
 struct InFlight {
     shelf: Arc<Shelf>,
     key: String,
+    arrived: Instant,
 }
 
 impl InFlight {
     fn begin(shelf: &Arc<Shelf>, key: &str) -> (Self, Fate) {
         let mut book = shelf.book();
         book.asked.fetches += 1;
-        let now = book.in_flight.entry(key.to_owned()).or_default();
-        *now += 1;
-        let now = *now;
-        if now > 1 {
-            let most = book.crowded.entry(key.to_owned()).or_default();
-            *most = now.max(*most);
-        }
-        (Self { shelf: Arc::clone(shelf), key: key.to_owned() }, book.fate())
+        let now = Instant::now();
+        let others = book.in_flight.entry(key.to_owned()).or_default();
+        let crowded: Vec<Crowded> =
+            others.iter().map(|first| Crowded { key: key.to_owned(), arrived: [*first, now] }).collect();
+        others.push(now);
+        book.crowded.extend(crowded);
+        (Self { shelf: Arc::clone(shelf), key: key.to_owned(), arrived: now }, book.fate())
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        if let Some(now) = self.shelf.book().in_flight.get_mut(&self.key) {
-            *now -= 1;
+        if let Some(arrived) = self.shelf.book().in_flight.get_mut(&self.key)
+            && let Some(nth) = arrived.iter().position(|arrived| *arrived == self.arrived)
+        {
+            arrived.swap_remove(nth);
         }
     }
 }

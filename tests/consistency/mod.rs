@@ -3,28 +3,47 @@
 //! Whatever happens, no reader sees a key go back to an older version, nothing older is readable once an eviction is
 //! handled, each key is fetched once at a time, and when the dust has settled no key is older than its last published
 //! version. `SAMOVAR_TEST_SEED` repeats a run's choices (not its timing), `SAMOVAR_TEST_SECONDS` sets how long it runs.
+//!
+//! With `SAMOVAR_TEST_TOPOLOGY=sentinel` or `=cluster`, masters die as well, and their replicas take their places. On
+//! the Cluster, slots move there and back, and the clock of one master is 3 s off. A master acknowledges what its
+//! replica does not have yet, and such a thing is lost with it. So:
+//!
+//! - An editor publishes to the inbox until a replica has the message, and to the channel while no master is dead.
+//! - What was read, and that an eviction was handled, counts from the moment at which all replicas have it, if no other
+//!   master has taken the place of one since.
+//! - A fetch that began under a lease of a master that died may overlap one that began later, if the lease is of one of
+//!   its slots: nobody could extend it.
+
+mod disturbances;
+mod replication;
+mod servers;
+
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::rc::Rc;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use crate::support::{JobsFolder, Parts, TestRedis, Versions, WorkerProcess, number_from_environment, samovar};
+use crate::support::{Crowded, JobsFolder, Link, Parts, Versions, WorkerProcess, number_from_environment, samovar};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
-use redis::AsyncTypedCommands;
 use redis::streams::{StreamInfoGroupsReply, StreamPendingCountReply};
+use redis::{AsyncTypedCommands, FromRedisValue};
 use samovar::agenda::{Due, State};
 use samovar::entry::Trigger;
 use samovar::entry::{EntryKey, JobName};
 use samovar::protocol::Message;
-use samovar::redis::Connection;
+use samovar::redis::{Connection, RedisUrl};
 use samovar::trigger::invalidation::inbox;
 use serde_json::{Value, json};
 use tokio::sync::RwLock;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+use replication::Replication;
+use servers::{Outage, Servers};
 
 const CHANNEL: &str = "samovar:invalidate";
 const WORKERS: usize = 3;
@@ -35,6 +54,8 @@ const EDITORS: u64 = 4;
 const SHELVES: [(&str, u64); 3] = [("art", 90), ("brief", 60), ("story", 50)];
 /// The time that a failing test waits: longer than a lease, an entry of a dead worker and a wait for an input together.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// The time that a reader waits for an answer. A dead master gives none.
+const LOOK: Duration = Duration::from_secs(1);
 
 fn jobs(upstream: &Versions) -> JobsFolder {
     let listed = |of: u64| json!((0..of * 3 / 4).map(|n| n.to_string()).collect::<Vec<_>>()).to_string();
@@ -73,8 +94,9 @@ struct Ledger {
     published: BTreeMap<String, (u64, String)>,
     faults: Vec<String>,
     counts: BTreeMap<&'static str, u64>,
-    /// Whose lease was lost: these may be fetched by two at once, and only these.
+    /// Whose lease was lost: these may be fetched by two at once.
     unleased: BTreeSet<String>,
+    outages: Vec<Outage>,
 }
 
 impl Ledger {
@@ -92,19 +114,28 @@ impl Ledger {
     fn count(&mut self, what: &'static str) {
         *self.counts.entry(what).or_default() += 1;
     }
+
+    /// Returns `true` if two fetches may have been in flight at once.
+    fn excuses(&self, Crowded { key, arrived: [first, then] }: &Crowded) -> bool {
+        self.unleased.contains(key) || self.outages.iter().any(|outage| outage.excuses(key, *first, *then))
+    }
 }
 
 /// The state that all tasks of a run share.
 struct World {
     seed: u64,
     begun: Instant,
-    redis: TestRedis,
+    servers: RwLock<Servers>,
+    replication: Replication,
+    url: String,
     upstream: Versions,
     parts: Parts,
     ledger: Mutex<Ledger>,
     /// Publishers of bare messages hold it shared, so that subscribers stay connected; the one that cuts subscriptions
     /// holds it alone.
     air: RwLock<()>,
+    /// A master is dead, and nobody has taken its place.
+    is_masterless: Cell<bool>,
     stop: CancellationToken,
     /// Readers ask for what they miss.
     demand: CancellationToken,
@@ -121,6 +152,10 @@ struct Edit {
 impl World {
     fn note<T>(&self, with: impl FnOnce(&mut Ledger) -> T) -> T {
         with(&mut self.ledger.lock().unwrap())
+    }
+
+    fn tell(&self, what: &str) {
+        eprintln!("at {:.3} s: {what}", self.begun.elapsed().as_secs_f32());
     }
 
     fn fault(&self, what: String) {
@@ -141,6 +176,26 @@ impl World {
         }
     }
 
+    async fn is_cluster(&self) -> bool {
+        matches!(&*self.servers.read().await, Servers::Cluster { .. })
+    }
+
+    /// A connection to the master, or to the masters as if they were one, while none of them is dead.
+    async fn connection(&self) -> Link {
+        self.servers.read().await.connection().await
+    }
+
+    async fn ask<T: FromRedisValue>(&self, words: &[&str]) -> T {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        command.query_async(&mut self.connection().await).await.unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+
+    async fn json(&self, key: &str) -> Option<Value> {
+        let text: Option<String> = self.ask(&["GET", key]).await;
+        text.map(|text| serde_json::from_str(&text).unwrap())
+    }
+
     /// Waits for a state, longer than the other tests do.
     async fn until<T, E: Debug>(&self, what: &str, mut probe: impl AsyncFnMut() -> Result<T, E>) -> T {
         let begun = Instant::now();
@@ -153,17 +208,86 @@ impl World {
         }
     }
 
+    async fn start(seed: u64) -> Rc<Self> {
+        let servers = Servers::start(&mut StdRng::seed_from_u64(seed ^ 400)).await;
+        let url = servers.url();
+        Rc::new(Self {
+            seed,
+            begun: Instant::now(),
+            replication: servers.replication(),
+            servers: RwLock::new(servers),
+            upstream: Versions::start(seed).await,
+            parts: Parts::at(&RedisUrl::parse(&url, None).unwrap()).await,
+            url,
+            ledger: Mutex::default(),
+            air: RwLock::default(),
+            is_masterless: Cell::default(),
+            stop: CancellationToken::new(),
+            demand: CancellationToken::new(),
+        })
+    }
+
+    /// Starts those that look until the end.
+    fn spawn_readers(self: &Rc<Self>, end: &CancellationToken) -> JoinSet<()> {
+        let mut readers = JoinSet::new();
+        for n in 0..READERS {
+            let (world, end, keys) = (Rc::clone(self), end.clone(), all_keys());
+            let mut random = StdRng::seed_from_u64(self.seed ^ (100 + n));
+            readers.spawn_local(async move {
+                while !end.is_cancelled() {
+                    world.read(&mut random, &keys).await;
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            });
+        }
+        let (world, end) = (Rc::clone(self), end.clone());
+        readers.spawn_local(async move { world.replication.run(&end).await });
+        readers
+    }
+
+    fn spawn_editors(self: &Rc<Self>) -> JoinSet<()> {
+        let mut editors = JoinSet::new();
+        for n in 0..EDITORS {
+            let (world, keys) = (Rc::clone(self), all_keys());
+            let mut random = StdRng::seed_from_u64(self.seed ^ (200 + n));
+            editors.spawn_local(async move {
+                while !world.stop.is_cancelled() {
+                    world.edit(&mut random, &keys, n).await;
+                    let pause = Duration::from_millis(random.random_range(0..200));
+                    tokio::time::sleep(pause).await;
+                }
+            });
+        }
+        editors
+    }
+
+    /// Prints what happened, and fails if there were faults.
+    fn report(&self) {
+        let (Self { seed, begun, upstream, .. }, ledger) = (self, self.ledger.lock().unwrap());
+        let Ledger { counts, faults, .. } = &*ledger;
+        eprintln!("seed {seed}: {counts:?}, {:?}, {:.1} s in all", upstream.asked(), begun.elapsed().as_secs_f32());
+        let mut crowded = upstream.crowded();
+        crowded.retain(|crowded| !ledger.excuses(crowded));
+        assert!(crowded.is_empty(), "seed {seed}: fetched more than once at a time: {crowded:?}");
+        assert!(faults.is_empty(), "seed {seed}: {} faults:\n{}", faults.len(), faults.join("\n"));
+        for what in ["hits", "evictions", "refreshes"] {
+            assert!(counts.get(what).is_some_and(|count| *count > 0), "seed {seed}: nothing was tried: {counts:?}");
+        }
+    }
+
     // Readers
 
-    async fn read(&self, random: &mut StdRng, keys: &[String]) {
+    async fn read(self: &Rc<Self>, random: &mut StdRng, keys: &[String]) {
+        let era = self.replication.era();
         let key = keys.choose(random).unwrap();
         let below = [self.note(|ledger| ledger.floor(key)), self.note(|ledger| ledger.floor(&of(key)))];
         let mut both = redis::pipe();
         both.atomic().cmd("GET").arg(key).cmd("PTTL").arg(key);
-        let (value, ttl): (Option<String>, i64) = match both.query_async(&mut self.parts.redis.clone()).await {
-            Ok(both) => both,
-            Err(_) => return,
-        };
+        let (value, ttl): (Option<String>, i64) =
+            match both.query_async(&mut self.parts.redis.clone().with_timeout(LOOK)).await {
+                Ok(both) => both,
+                Err(_) => return,
+            };
         let Some(text) = value else {
             self.note(|ledger| ledger.count("misses"));
             if random.random_bool(0.5) && !self.demand.is_cancelled() {
@@ -185,10 +309,20 @@ impl World {
                 Some(seen) if seen < least => {
                     self.fault(format!("{name} went back: {seen} was read where {least} was readable before ({why})"));
                 }
-                Some(seen) => self.note(|ledger| ledger.raise(&name, seen, "read")),
-                None => {}
+                Some(seen) if seen > least => self.saw(era, name, seen),
+                _ => {}
             }
         }
+    }
+
+    /// Takes a version that was read in this era for the oldest that readers may see, once no failover takes it back.
+    fn saw(self: &Rc<Self>, era: u64, name: String, version: u64) {
+        let world = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            if world.replication.have(era).await {
+                world.note(|ledger| ledger.raise(&name, version, "read"));
+            }
+        });
     }
 
     // Editors
@@ -234,14 +368,15 @@ impl World {
     }
 
     async fn edit(&self, random: &mut StdRng, keys: &[String], me: u64) {
+        let era = self.replication.era();
         let edit = self.compose(random, keys);
         let of_stories = self.of_stories(&edit);
         let way = match random.random_range(0..100) {
-            0..45 => self.publish_bare(&edit.message, me).await,
-            45..97 => format!("inbox {}", self.publish_into_inbox(&edit.message).await),
+            0..45 if !self.is_masterless.get() => self.publish_bare(&edit.message, me).await,
+            0..97 => format!("inbox {}", self.publish_safely(&edit.message).await),
             _ => format!("inbox {}", self.publish_by_hand(&edit.message).await),
         };
-        self.record(edit, &of_stories, &way).await;
+        self.record(era, edit, &of_stories, &way).await;
     }
 
     /// Returns the oldest inputs that a story may be made from: those readable when it was evicted.
@@ -250,8 +385,8 @@ impl World {
         stories.map(|(key, n)| (of(key), self.note(|ledger| ledger.floor(&format!("art:{n}")).0))).collect()
     }
 
-    /// Notes what was published, and once it is handled, what must not be readable any more.
-    async fn record(&self, edit: Edit, of_stories: &[(String, u64)], way: &str) {
+    /// Notes what was published in this era, and once it is handled, what must not be readable any more.
+    async fn record(&self, era: u64, edit: Edit, of_stories: &[(String, u64)], way: &str) {
         let why = format!("{} {way} at {:.3} s", edit.message, self.begun.elapsed().as_secs_f32());
         self.note(|ledger| {
             ledger.count(if edit.evicts { "evictions" } else { "refreshes" });
@@ -268,6 +403,9 @@ impl World {
         if let Some(id) = way.strip_prefix("inbox ") {
             self.acknowledged(id).await;
         }
+        if !self.replication.have(era).await {
+            return self.note(|ledger| ledger.count("evictions over a failover"));
+        }
         self.note(|ledger| {
             for (key, version) in edit.concerned.iter().chain(of_stories) {
                 ledger.raise(key, *version, &why);
@@ -283,7 +421,7 @@ impl World {
         self.insist(async |mut redis| redis.set_ex(&probe, "0", 600).await).await;
         let heard = self.insist(async |mut redis| redis.publish(CHANNEL, message.to_string()).await).await;
         // A Cluster's master counts only those that listen at itself.
-        assert!(heard > 0 || self.redis.is_cluster(), "no worker hears the channel");
+        assert!(heard > 0 || self.is_cluster().await, "no worker hears the channel");
         // What names many has a line of its own.
         let many = message["patterns"].is_array() || message["jobs"].is_array() || message["tags"].is_array();
         let evict = json!({ if many { "patterns" } else { "keys" }: [&probe], "action": "evict" }).to_string();
@@ -313,9 +451,11 @@ impl World {
         args.extend((message["action"] == "evict").then(|| "--evict".to_owned()));
         args.extend(strings("keys"));
         self.until("`samovar invalidate` goes through", async || {
-            let done = samovar(&args).redis(&self.redis).run().await;
+            let era = self.replication.era();
+            let done = samovar(&args).redis_at(&self.url).run().await;
             let said: Value = serde_json::from_str(&done.stdout).map_err(|_| done.stderr)?;
-            said["id"].as_str().map(str::to_owned).ok_or_else(|| said.to_string())
+            let id = said["id"].as_str().map(str::to_owned).ok_or_else(|| said.to_string())?;
+            if self.replication.have(era).await { Ok(id) } else { Err("it may be lost with a master".to_owned()) }
         })
         .await
     }
@@ -339,131 +479,45 @@ impl World {
         for n in 0..15_000 {
             fill.cmd("SET").arg(format!("session:{n}")).arg("0").ignore();
         }
-        fill.exec_async(&mut self.redis.connection().await).await.unwrap();
-    }
-
-    // Disturbances
-
-    /// Returns the client ids of the subscriptions.
-    async fn subscriptions(&self) -> BTreeSet<u64> {
-        let list: String = self
-            .insist(async |mut redis| {
-                redis::cmd("CLIENT").arg(&["LIST", "TYPE", "pubsub"]).query_async(&mut redis).await
-            })
-            .await;
-        let of_workers = list.lines().filter(|line| !line.contains(" name=sentinel-"));
-        let ids = of_workers.filter_map(|line| line.split_once("id=")?.1.split(' ').next()?.parse().ok());
-        ids.collect()
-    }
-
-    /// Waits until all workers are subscribed, `new` of them at least by new connections.
-    async fn all_subscribed(&self, before: &BTreeSet<u64>, new: usize) {
-        self.until("all workers are subscribed", async || {
-            let now = self.subscriptions().await;
-            if now.len() == WORKERS && now.difference(before).count() >= new { Ok(()) } else { Err(now) }
-        })
-        .await;
-    }
-
-    /// One disturbance; says which worker it left frozen.
-    async fn disturb(&self, random: &mut StdRng, workers: &mut [WorkerProcess], jobs: &JobsFolder) -> Option<usize> {
-        let _alone = self.air.write().await;
-        let before = self.subscriptions().await;
-        let what = random.random_range(0..100);
-        let victim = random.random_range(0..workers.len());
-        match what {
-            0..20 => {
-                self.note(|ledger| ledger.count("kills"));
-                workers[victim].kill9();
-                workers[victim] = worker(&self.redis, jobs);
-                self.all_subscribed(&before, 1).await;
-            }
-            20..35 => {
-                self.note(|ledger| ledger.count("stops"));
-                workers[victim].term();
-                assert!(workers[victim].wait().await.success(), "a worker that is told to stop ends well");
-                workers[victim] = worker(&self.redis, jobs);
-                self.all_subscribed(&before, 1).await;
-            }
-            35..48 => {
-                self.command("cuts", &["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]).await;
-            }
-            48..60 => {
-                self.command("cuts of subscriptions", &["CLIENT", "KILL", "TYPE", "pubsub"]).await;
-                self.all_subscribed(&before, WORKERS).await;
-            }
-            60..72 => {
-                let time = random.random_range(100..700_u32).to_string();
-                let mode = ["WRITE", "ALL"].choose(random).unwrap();
-                self.command("pauses", &["CLIENT", "PAUSE", &time, mode]).await;
-            }
-            72..76 => self.command("forgotten scripts", &["SCRIPT", "FLUSH"]).await,
-            76..88 => self.lose_leases(random).await,
-            _ => {
-                // Until the next disturbance.
-                self.note(|ledger| ledger.count("freezes"));
-                workers[victim].freeze();
-                return Some(victim);
-            }
-        }
-        None
-    }
-
-    /// As a Redis does that is full: leases expire, so it may evict them. Just then, what is being fetched changes.
-    async fn lose_leases(&self, random: &mut StdRng) {
-        self.note(|ledger| ledger.count("lost leases"));
-        let mut leases = self.redis.keys("samovar:lease:*").await;
-        leases.retain(|_| random.random_bool(0.3));
-        let mut concerned = Vec::new();
-        for lease in leases {
-            let key = self.parts.keys.entry_of_lease(&lease).expect("it is a lease").to_owned();
-            self.note(|ledger| ledger.unleased.insert(key.clone()));
-            self.insist(async |mut redis| redis.del(&lease).await).await;
-            self.upstream.edit(&key);
-            concerned.push((key.clone(), self.upstream.version(&key)));
-        }
-        if concerned.is_empty() {
-            return;
-        }
-        let keys: Vec<&String> = concerned.iter().map(|(key, _)| key).collect();
-        let edit = Edit { message: json!({ "keys": keys, "action": "evict" }), concerned, evicts: true };
-        let of_stories = self.of_stories(&edit);
-        let id = self.publish_into_inbox(&edit.message).await;
-        self.record(edit, &of_stories, &format!("inbox {id}")).await;
-    }
-
-    async fn command(&self, what: &'static str, words: &[&str]) {
-        self.note(|ledger| ledger.count(what));
-        let mut command = redis::cmd(words[0]);
-        command.arg(&words[1..]);
-        self.insist(async |mut redis| command.query_async::<redis::Value>(&mut redis).await).await;
+        fill.exec_async(&mut self.connection().await).await.unwrap();
     }
 
     // The end
 
-    /// Waits until nothing is in the inbox, urgent, in flight, or due.
+    /// Waits until workers know the masters that there are, and with that, that some took the places of others.
+    async fn masters_are_known(&self) {
+        let runs = self.servers.read().await.runs().await;
+        self.until("the mark names all masters", async || {
+            let mark: String = self.ask(&["GET", &self.parts.keys.marker()]).await;
+            if runs.iter().all(|run| mark.contains(run)) { Ok(()) } else { Err((mark, &runs)) }
+        })
+        .await;
+    }
+
+    /// Waits until no gap is open, and nothing is in the inbox, urgent, in flight, or due.
     async fn settled(&self) {
         let inbox = self.parts.keys.inbox();
         self.until("the dust settles", async || {
-            let entries = self.redis.ask::<usize>(&["XLEN", &inbox]).await;
-            let groups: StreamInfoGroupsReply = self.redis.connection().await.xinfo_groups(&inbox).await.unwrap();
+            let entries: usize = self.ask(&["XLEN", &inbox]).await;
+            let gap: usize = self.ask(&["EXISTS", "samovar:{suspect}"]).await;
+            let groups: StreamInfoGroupsReply = self.connection().await.xinfo_groups(&inbox).await.unwrap();
             let pending: usize = groups.groups.iter().map(|group| group.pending).sum();
             let behind = groups.groups.iter().map(|group| group.entries_read).max().flatten();
             let mut left = Vec::new();
             let now = self.parts.now().await;
             for (job, _) in SHELVES {
                 let agenda = self.parts.keys.agenda(&JobName::new(job));
-                let scores: Vec<(String, f64)> = self.redis.ask(&["ZRANGE", &agenda, "0", "-1", "WITHSCORES"]).await;
+                let scores: Vec<(String, f64)> = self.ask(&["ZRANGE", &agenda, "0", "-1", "WITHSCORES"]).await;
                 // Only what is refreshed in time before it expires may wait; what is brief does so all the time.
                 left.extend(scores.into_iter().map(|(key, score)| (key, Due::from_score(score))).filter(|(_, due)| {
                     due.state != State::Scheduled || due.trigger != Trigger::Expiry || (due.at <= now && job != "brief")
                 }));
             }
             left.truncate(5);
-            if pending == 0 && left.is_empty() && self.all_read(&groups).await {
+            if pending == 0 && gap == 0 && left.is_empty() && self.all_read(&groups).await {
                 Ok(())
             } else {
-                Err((entries, pending, behind, left))
+                Err((entries, pending, behind, gap, left))
             }
         })
         .await;
@@ -494,7 +548,7 @@ impl World {
 
     async fn all_read(&self, groups: &StreamInfoGroupsReply) -> bool {
         let last: redis::streams::StreamInfoStreamReply =
-            self.redis.connection().await.xinfo_stream(self.parts.keys.inbox()).await.unwrap();
+            self.connection().await.xinfo_stream(self.parts.keys.inbox()).await.unwrap();
         groups.groups.iter().all(|group| moment(&group.last_delivered_id) >= moment(&last.last_generated_id))
     }
 
@@ -502,7 +556,7 @@ impl World {
     async fn judge(&self) {
         let published = self.note(|ledger| ledger.published.clone());
         for (key, (version, why)) in published {
-            match self.redis.json(&key).await.and_then(|value| value["v"].as_u64()) {
+            match self.json(&key).await.and_then(|value| value["v"].as_u64()) {
                 Some(seen) if seen >= version => {}
                 None if key.starts_with("brief:") => {}
                 other => {
@@ -513,8 +567,8 @@ impl World {
         }
         for n in 0..SHELVES[2].1 {
             let (story, art) = (format!("story:{n}"), format!("art:{n}"));
-            let of = self.redis.json(&story).await.map(|story| story["of"].clone());
-            let readable = self.redis.json(&art).await.map(|art| art["v"].clone());
+            let of = self.json(&story).await.map(|story| story["of"].clone());
+            let readable = self.json(&art).await.map(|art| art["v"].clone());
             if of != readable {
                 let known = format!("{}; {}", self.known(&story).await, self.known(&art).await);
                 self.fault(format!("{story} is of {of:?} at last, where {art} is {readable:?}; {known}"));
@@ -524,8 +578,8 @@ impl World {
 
     /// Describes what Samovar knows about a key.
     async fn known(&self, key: &str) -> String {
-        let meta = self.redis.get(&self.parts.keys.meta(&EntryKey::new(key))).await;
-        let expires: i64 = self.redis.ask(&["PEXPIRETIME", key]).await;
+        let meta: Option<String> = self.ask(&["GET", &self.parts.keys.meta(&EntryKey::new(key))]).await;
+        let expires: i64 = self.ask(&["PEXPIRETIME", key]).await;
         format!("{key} expires {expires}, meta {meta:?}")
     }
 }
@@ -541,9 +595,9 @@ fn moment(id: &str) -> (u64, u64) {
     (ms.parse().unwrap(), number.parse().unwrap())
 }
 
-fn worker(redis: &TestRedis, jobs: &JobsFolder) -> WorkerProcess {
+fn worker(url: &str, jobs: &JobsFolder) -> WorkerProcess {
     samovar(["worker"])
-        .redis(redis)
+        .redis_at(url)
         .jobs(jobs)
         .env("SAMOVAR_CLAIM", "1s")
         .env("SAMOVAR_DRAIN", "5s")
@@ -560,74 +614,23 @@ async fn under_fire() {
     let seed = number_from_environment("SAMOVAR_TEST_SEED").unwrap_or_else(|| rand::rng().random());
     let time = Duration::from_secs(number_from_environment("SAMOVAR_TEST_SECONDS").unwrap_or(20));
     eprintln!("SAMOVAR_TEST_SEED={seed} for {time:?}");
-    let redis = TestRedis::start().await;
-    let (upstream, parts) = (Versions::start(seed).await, Parts::of(&redis).await);
-    let jobs = jobs(&upstream);
-    let mut workers: Vec<WorkerProcess> = (0..WORKERS).map(|_| worker(&redis, &jobs)).collect();
-    let (stop, demand) = (CancellationToken::new(), CancellationToken::new());
-    let (ledger, air) = (Mutex::default(), RwLock::default());
-    let world = Rc::new(World { seed, begun: Instant::now(), redis, upstream, parts, ledger, air, stop, demand });
+    let world = World::start(seed).await;
+    let jobs = jobs(&world.upstream);
+    let mut workers: Vec<WorkerProcess> = (0..WORKERS).map(|_| worker(&world.url, &jobs)).collect();
     world.all_subscribed(&BTreeSet::new(), WORKERS).await;
     world.crowd().await;
 
-    let (mut editors, mut readers) = (JoinSet::new(), JoinSet::new());
     let end = CancellationToken::new();
-    for n in 0..READERS {
-        let (world, end, keys) = (Rc::clone(&world), end.clone(), all_keys());
-        let mut random = StdRng::seed_from_u64(seed ^ (100 + n));
-        readers.spawn_local(async move {
-            while !end.is_cancelled() {
-                world.read(&mut random, &keys).await;
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        });
-    }
-    for n in 0..EDITORS {
-        let (world, keys) = (Rc::clone(&world), all_keys());
-        let mut random = StdRng::seed_from_u64(seed ^ (200 + n));
-        editors.spawn_local(async move {
-            while !world.stop.is_cancelled() {
-                world.edit(&mut random, &keys, n).await;
-                let pause = Duration::from_millis(random.random_range(0..200));
-                tokio::time::sleep(pause).await;
-            }
-        });
-    }
-    let mut random = StdRng::seed_from_u64(seed ^ 300);
-    let mut frozen: Option<usize> = None;
-    while world.begun.elapsed() < time && world.note(|ledger| ledger.faults.is_empty()) {
-        tokio::time::sleep(Duration::from_millis(random.random_range(100..900))).await;
-        if let Some(frozen) = frozen.take() {
-            workers[frozen].thaw();
-        }
-        frozen = world.disturb(&mut random, &mut workers, &jobs).await;
-    }
-    if let Some(frozen) = frozen {
-        workers[frozen].thaw();
-    }
-
+    let (readers, editors) = (world.spawn_readers(&end), world.spawn_editors());
+    world.disturb(time, &mut workers, &jobs).await;
     world.stop.cancel();
-    while let Some(ended) = editors.join_next().await {
-        ended.unwrap();
-    }
+    editors.join_all().await;
     world.upstream.calm_down();
     world.demand.cancel();
+    world.masters_are_known().await;
     world.fill().await;
     world.judge().await;
     end.cancel();
-    while let Some(ended) = readers.join_next().await {
-        ended.unwrap();
-    }
-
-    let (counts, asked) = (world.note(|ledger| ledger.counts.clone()), world.upstream.asked());
-    eprintln!("seed {seed}: {counts:?}, {asked:?}, {:.1} s in all", world.begun.elapsed().as_secs_f32());
-    let unleased = world.note(|ledger| ledger.unleased.clone());
-    let crowded: BTreeMap<String, usize> =
-        world.upstream.crowded().into_iter().filter(|(key, _)| !unleased.contains(key)).collect();
-    assert!(crowded.is_empty(), "seed {seed}: fetched more than once at a time: {crowded:?}");
-    let faults = world.note(|ledger| ledger.faults.clone());
-    assert!(faults.is_empty(), "seed {seed}: {} faults:\n{}", faults.len(), faults.join("\n"));
-    for what in ["hits", "evictions", "refreshes"] {
-        assert!(counts.get(what).is_some_and(|count| *count > 0), "seed {seed}: nothing was tried: {counts:?}");
-    }
+    readers.join_all().await;
+    world.report();
 }
