@@ -105,7 +105,7 @@ impl Cache {
 
     /// Returns the counts so far.
     pub fn stats(&self) -> Stats {
-        self.link().counts.stats(self.link().breaker.is_open())
+        self.link().counts.stats(self.link().breakers.any_is_open())
     }
 
     /// Returns the Redis key of a key.
@@ -144,12 +144,12 @@ impl Cache {
         let answer = match &ticket {
             None => {
                 let get = redis::Cmd::get(key);
-                self.link().ask_one(&get).await.and_then(|value| text(value).map(|json| (json, None)))
+                self.link().at(key).ask_one(&get).await.and_then(|value| text(value).map(|json| (json, None)))
             }
             Some(_) => {
                 let mut both = redis::pipe();
                 both.get(key).pttl(key);
-                self.link().ask(async |mut redis| both.query_async(&mut redis).await).await
+                self.link().at(key).ask(async |mut redis| both.query_async(&mut redis).await).await
             }
         };
         match answer {
@@ -236,7 +236,7 @@ impl Cache {
             gets.get(key);
         }
         let ask = async |mut redis| gets.query_async::<Vec<RedisResult<Option<Vec<u8>>>>>(&mut redis).await;
-        let answers = match self.link().ask_once(ask).await {
+        let answers = match self.link().anywhere().ask_once(ask).await {
             Ok(answers) => answers,
             Err(e) if e.is_unavailable() => return Ok((0..count).map(|_| Read::Away).collect()),
             Err(e) => return Err(e),
@@ -272,7 +272,7 @@ impl Cache {
     ) -> Result<(), Error> {
         let key = self.key(key);
         let set = self.setting(&key, value, ttl.into())?;
-        let answer = self.link().ask(async |mut redis| set.invoke_async::<()>(&mut redis).await).await;
+        let answer = self.link().at(&key).ask(async |mut redis| set.invoke_async::<()>(&mut redis).await).await;
         self.wrote(&[key], answer)
     }
 
@@ -310,7 +310,7 @@ impl Cache {
             return Ok(());
         }
         let answers: Result<Vec<RedisResult<Value>>, Error> =
-            self.link().ask_once(async |mut redis| pipe.query_async(&mut redis).await).await;
+            self.link().anywhere().ask_once(async |mut redis| pipe.query_async(&mut redis).await).await;
         // On a Cluster, some masters may have taken theirs.
         for failed in self.wrote(&keys, answers)?.into_iter().filter_map(Result::err) {
             self.wrote::<()>(&keys[..1], Err(Error::of(failed)))?;
@@ -334,7 +334,7 @@ impl Cache {
     pub async fn delete(&self, key: &str) -> Result<bool, Error> {
         let key = self.key(key);
         let delete = self.deleting(&key);
-        let answer = self.link().ask(async |mut redis| delete.invoke_async(&mut redis).await).await;
+        let answer = self.link().at(&key).ask(async |mut redis| delete.invoke_async(&mut redis).await).await;
         self.wrote(&[key], answer)
     }
 
@@ -350,7 +350,7 @@ impl Cache {
     /// [`Error::Redis`].
     pub async fn exists(&self, key: &str) -> Result<bool, Error> {
         let exists = redis::Cmd::exists(self.key(key));
-        self.read_or_default(self.link().ask_one(&exists).await)
+        self.read_or_default(self.link().at(&key).ask_one(&exists).await)
     }
 
     /// Returns the remaining TTL of a value; `None` if there is none. Without Redis: `None`.
@@ -359,7 +359,8 @@ impl Cache {
     /// [`Error::Redis`].
     pub async fn ttl(&self, key: &str) -> Result<Option<Ttl>, Error> {
         let pttl = redis::Cmd::pttl(self.key(key));
-        let answer = self.link().ask(async |mut redis| pttl.query_async(&mut redis).await.map(Ttl::from_pttl)).await;
+        let answer =
+            self.link().at(&key).ask(async |mut redis| pttl.query_async(&mut redis).await.map(Ttl::from_pttl)).await;
         self.read_or_default(answer)
     }
 
@@ -380,7 +381,7 @@ impl Cache {
         both.load_script(&TRACK).ignore();
         self.track(&mut both, &key, ttl.longest());
         both.add_command(expire).ignore().exists(&key);
-        let answer = self.link().ask(async |mut redis| both.query_async(&mut redis).await).await;
+        let answer = self.link().at(&key).ask(async |mut redis| both.query_async(&mut redis).await).await;
         self.wrote(&[key], answer.map(|(there,): (bool,)| there))
     }
 
@@ -401,7 +402,7 @@ impl Cache {
         let mut increment = self.on(&INCREMENT, &key);
         increment.arg(by).arg(ttl.into().to_arg());
         self.announce(&mut increment, &key, "warmed");
-        let answer = self.link().ask(async |mut redis| increment.invoke_async(&mut redis).await).await;
+        let answer = self.link().at(&key).ask(async |mut redis| increment.invoke_async(&mut redis).await).await;
         self.forget(&key);
         answer
     }
@@ -412,7 +413,7 @@ impl Cache {
     /// [`Error::Encode`]; [`Error::Unavailable`]; [`Error::Redis`].
     pub async fn publish<T: Serialize + ?Sized>(&self, channel: &str, message: &T) -> Result<u64, Error> {
         let publish = redis::Cmd::publish(channel, encode(channel, message)?);
-        self.link().ask_one(&publish).await
+        self.link().anywhere().ask_one(&publish).await
     }
 
     /// Subscribes to JSON messages on a channel, over a separate connection.
@@ -481,7 +482,7 @@ impl Cache {
         }
         let message = json!({ "keys": keys, "action": "warm" }).to_string();
         let publish = redis::Cmd::publish(self.link().names.invalidate_channel(), message);
-        if self.link().ask_one::<u64>(&publish).await.is_ok() {
+        if self.link().anywhere().ask_one::<u64>(&publish).await.is_ok() {
             for key in keys {
                 demanded.insert(key, ());
             }

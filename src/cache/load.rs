@@ -51,10 +51,10 @@ impl Drop for Lease {
         let (link, name, token) =
             (Arc::clone(&self.link), std::mem::take(&mut self.name), std::mem::take(&mut self.token));
         afterwards(async move {
-            let mut give_back = DROP_LEASE.key(name);
+            let mut give_back = DROP_LEASE.key(&name);
             give_back.arg(token);
             // If this fails, the lease expires.
-            let _ = link.ask(async |mut redis| give_back.invoke_async::<()>(&mut redis).await).await;
+            let _ = link.at(&name).ask(async |mut redis| give_back.invoke_async::<()>(&mut redis).await).await;
         });
     }
 }
@@ -225,8 +225,11 @@ impl Cache {
         loop {
             let mut begin = self.on(&BEGIN_LOAD, key);
             begin.arg(&lease.token).arg(millis(shared.lease));
-            let answer: Result<(String, Option<Vec<u8>>), Error> =
-                self.link().ask(async |mut redis| begin.invoke_async(&mut redis).await.and_then(begin_reply)).await;
+            let answer: Result<(String, Option<Vec<u8>>), Error> = self
+                .link()
+                .at(key)
+                .ask(async |mut redis| begin.invoke_async(&mut redis).await.and_then(begin_reply))
+                .await;
             match answer {
                 Ok((what, _)) if what == "leased" => return self.tracked(key, lease, ttl).await,
                 Ok((_, Some(json))) => {
@@ -257,7 +260,7 @@ impl Cache {
         track.load_script(&TRACK).ignore();
         let life = ttl.longest().saturating_add(self.inner().shared.lease);
         self.track(&mut track, key, life);
-        match self.link().ask(async |mut redis| track.query_async::<()>(&mut redis).await).await {
+        match self.link().anywhere().ask(async |mut redis| track.query_async::<()>(&mut redis).await).await {
             Ok(()) => Begun::Leased(lease),
             Err(e) => {
                 warn!(
@@ -285,7 +288,7 @@ impl Cache {
         let mut land = self.on(&COMMIT_LOAD, key);
         land.arg(&lease.token).arg(json).arg(ttl.to_arg());
         self.announce(&mut land, key, "warmed");
-        let written = self.link().ask(async |mut redis| land.invoke_async::<bool>(&mut redis).await).await;
+        let written = self.link().at(key).ask(async |mut redis| land.invoke_async::<bool>(&mut redis).await).await;
         match written {
             Ok(written) => {
                 lease.held = false;

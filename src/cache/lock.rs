@@ -91,9 +91,10 @@ impl Lock {
 
     async fn take(&self, token: &str) -> Result<Option<u64>, Error> {
         let [lock, number] = self.link.names.lock(&self.name);
-        let mut take = LOCK.key(lock);
+        let mut take = LOCK.key(&lock);
         take.key(number).arg(token).arg(millis(self.ttl)).arg(millis(REMEMBERED));
-        let answer: Vec<redis::Value> = self.link.ask(async |mut redis| take.invoke_async(&mut redis).await).await?;
+        let answer: Vec<redis::Value> =
+            self.link.at(&lock).ask(async |mut redis| take.invoke_async(&mut redis).await).await?;
         let number = answer.first().and_then(|number| redis::from_redis_value_ref::<String>(number).ok());
         Ok(number.and_then(|number| number.parse().ok()))
     }
@@ -101,7 +102,7 @@ impl Lock {
     /// Renews (`Some`) or releases (`None`) the lock; returns whether the token still held it.
     async fn hold(&self, token: &str, ttl: Option<Duration>) -> Result<bool, Error> {
         let [lock, _] = self.link.names.lock(&self.name);
-        let mut hold = RENEW_LOCK.key(lock);
+        let mut hold = RENEW_LOCK.key(&lock);
         hold.arg(token).arg(ttl.map_or(0, millis));
         self.link.insist(async |mut redis| hold.invoke_async(&mut redis).await).await
     }

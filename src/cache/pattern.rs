@@ -35,7 +35,7 @@ impl Cache {
         for leases in [true, false] {
             let matching = if leases { names.lease_glob(glob) } else { glob.to_owned() };
             let mut scan = Scan::new(matching);
-            while let Some(found) = self.link().ask(async |mut redis| scan.next(&mut redis).await).await? {
+            while let Some(found) = self.link().anywhere().ask(async |mut redis| scan.next(&mut redis).await).await? {
                 let keys: Vec<String> = match leases {
                     true => found.iter().filter_map(|lease| names.entry_of_lease(lease).map(str::to_owned)).collect(),
                     false => found,
@@ -54,8 +54,11 @@ impl Cache {
         for key in keys.iter().filter(|key| key.starts_with(&self.inner().prefix)) {
             pipe.invoke_script(&self.deleting(key));
         }
-        let removed: Vec<u64> =
-            self.link().ask(async |mut redis| -> RedisResult<_> { pipe.query_async(&mut redis).await }).await?;
+        let removed: Vec<u64> = self
+            .link()
+            .anywhere()
+            .ask(async |mut redis| -> RedisResult<_> { pipe.query_async(&mut redis).await })
+            .await?;
         Ok(removed.iter().sum())
     }
 }

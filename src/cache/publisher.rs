@@ -146,7 +146,10 @@ impl InvalidationPublisher {
     /// harm.
     pub async fn publish(&self, invalidation: &Invalidation) -> Result<String, Error> {
         let message = invalidation.checked()?;
-        self.link.ask(async |mut redis| inbox::publish(&mut redis, &self.link.names, &message).await).await
+        self.link
+            .at(&self.link.names.inbox())
+            .ask(async |mut redis| inbox::publish(&mut redis, &self.link.names, &message).await)
+            .await
     }
 }
 

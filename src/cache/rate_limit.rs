@@ -208,10 +208,14 @@ impl RateLimiter {
     /// [`Error::Redis`], such as a missing right; never [`Error::Unavailable`].
     pub async fn check(&self, id: &str) -> Result<Decision, Error> {
         let period = self.limit.period.as_micros();
-        let mut admit = ADMIT.key(self.key(id));
+        let key = self.key(id);
+        let mut admit = ADMIT.key(&key);
         admit.arg(self.limit.requests()).arg(period.to_string());
-        let answer =
-            self.link.ask(async |mut redis| admit.invoke_async::<(bool, u32, u64, u64)>(&mut redis).await).await;
+        let answer = self
+            .link
+            .at(&key)
+            .ask(async |mut redis| admit.invoke_async::<(bool, u32, u64, u64)>(&mut redis).await)
+            .await;
         match answer {
             Ok((allowed, remaining, wait, all)) => Ok(Decision {
                 allowed,

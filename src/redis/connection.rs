@@ -40,6 +40,7 @@ use super::target::{Moved, Target};
 use super::{RedisTime, Servers};
 use super::{ServerInfo, WrongTypes};
 use crate::entry::duration;
+use crate::protocol::slot_of;
 use router::Router;
 pub(crate) use router::UNANSWERED;
 
@@ -188,6 +189,16 @@ impl Connection {
     #[cfg(feature = "worker")]
     pub(crate) fn master_of(&self, key: &str) -> Option<String> {
         self.target.master_of(key)
+    }
+
+    /// Returns the master of a Cluster that serves a key. `None` if it is not known, or this is no Cluster.
+    pub(crate) fn owner_of(&self, key: &str) -> Option<String> {
+        Some(self.slots()?.owner(slot_of(key.as_bytes()))?.to_string())
+    }
+
+    /// Returns `true` if this is a master of the Cluster, as far as that is known.
+    pub(crate) fn has_master(&self, master: &str) -> bool {
+        self.slots().is_some_and(|known| known.masters().iter().any(|address| address.to_string() == master))
     }
 
     /// Waits until the slots of a Cluster's masters are known as they are now.

@@ -67,6 +67,54 @@ async fn a_dead_master_takes_only_its_own_values_along() {
     assert_eq!(cache.clear_pattern("*").await.unwrap(), KEYS as u64);
 }
 
+/// Reads a value until its master counts as dead.
+async fn given_up(cache: &Cache, name: &str) {
+    eventually("a breaker is open", async || {
+        assert_eq!(cache.get::<usize>(name).await.unwrap(), None);
+        cache.stats().degraded
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_dead_master_opens_no_breaker_of_others() {
+    let options = TestRedis::options().arg("--cluster-require-full-coverage", "no");
+    let mut cluster = TestCluster::of(vec![options; 3], 0).await;
+    let cache = cache(&cluster).await;
+    cache.set_many(names().into_iter().zip(0_usize..)).await.unwrap();
+    let on = async |nth: usize| cluster.key_on(nth, names().into_iter().map(|name| format!("art:{name}"))).await;
+    let [one, dead, other] = [on(0).await, on(1).await, on(2).await].map(|key| key["art:".len()..].to_owned());
+    cluster.nodes[1].kill9();
+    for _ in 0..3 {
+        given_up(&cache, &dead).await;
+        for name in [&one, &other] {
+            assert!(cache.get::<usize>(name).await.unwrap().is_some(), "its master answers");
+            cache.set(name, &1).await.unwrap();
+        }
+    }
+    assert_eq!(cache.stats().dropped_writes, 0);
+    cluster.nodes[1].start_again().await;
+    cluster.settled().await;
+    eventually("the dead one is back", async || {
+        cache.set(&dead, &1).await.unwrap();
+        cache.get::<usize>(&dead).await.unwrap() == Some(1) && !cache.stats().degraded
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_breaker_ends_with_its_master() {
+    let cluster = TestCluster::replicated().await;
+    let cache = cache(&cluster).await;
+    cache.set("0", &1).await.unwrap();
+    let owner = cluster.owner("art:0").await;
+    cluster.replicates(owner + 3).await;
+    cluster.nodes[owner].crash();
+    given_up(&cache, "0").await;
+    eventually("the replica is read", async || cache.get::<usize>("0").await.unwrap() == Some(1)).await;
+    assert!(!cache.stats().degraded, "the dead master is none any more");
+}
+
 #[tokio::test]
 async fn a_near_cache_hears_of_writes_on_all_masters() {
     let cluster = TestCluster::start().await;

@@ -1,5 +1,6 @@
 //! A Redis Cluster: the worker and the library find each key where it lives, through reshards and failovers.
 mod clocks;
+mod down;
 mod failovers;
 mod library;
 mod losses;

@@ -137,6 +137,6 @@ async fn get(stage: &mut Stage, path: &str) -> String {
     client.get(url).send().await.unwrap().text().await.unwrap()
 }
 
-async fn health(stage: &mut Stage) -> Value {
+pub(super) async fn health(stage: &mut Stage) -> Value {
     serde_json::from_str(&get(stage, "health").await).unwrap()
 }
