@@ -19,7 +19,8 @@ pub enum Outcome {
     Busy,
     /// An invalidation arrived or the lease was lost during the fetch; the answer was dropped.
     Fenced,
-    /// Postponed: by a limit, an open breaker, a missing input, a worker that stops, or an answer from before a removal.
+    /// Postponed: by a limit, an open breaker, a missing input, a worker that stops, or an answer from before the
+    /// removal.
     Deferred,
     /// The upstream no longer has it, or an input is gone; the value was removed.
     Gone,
