@@ -44,7 +44,7 @@ fn one(glob: &[u8], byte: u8) -> Option<usize> {
 }
 
 /// Returns `true` if a class such as `a-z]` has a byte, and the length of the class. One without an end goes on to the
-/// end of the glob.
+/// end of the glob. Of a range with bytes beyond ASCII, Redis's answer depends on the machine.
 fn class_has(class: &[u8], byte: u8) -> (bool, usize) {
     let is_negated = class.first() == Some(&b'^');
     let (mut has, mut length) = (false, usize::from(is_negated));

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::warmed;
 use crate::support::{
-    Art, Parts, Reply, TestRedis, Upstream, art, at_rest, both, eventually, publish, readable, samovar, version, worker,
+    Art, Parts, Reply, TestRedis, Upstream, at_rest, both, eventually, publish, readable, samovar, version, worker,
 };
 
 /// Evicts entries, and waits until the message is handled.
@@ -98,7 +98,7 @@ async fn absent_entries_of_a_long_list_are_counted_once() {
     let jobs = Art::of(&upstream).list(0..LISTED).folder();
     let parts = Parts::of(&redis).await;
     let invalidator = parts.invalidator(&jobs);
-    let fetched = parts.lease("7", Duration::from_secs(60)).await;
+    let _lease = parts.lease("7", Duration::from_secs(60)).await;
     parts.next_instant().await;
     let now = parts.now().await;
     let all = Message::parse(r#"{"jobs": ["art"], "patterns": ["art:*", "*7"]}"#).unwrap();
@@ -107,7 +107,6 @@ async fn absent_entries_of_a_long_list_are_counted_once() {
     let others = LISTED as u64 - 1;
     assert_eq!(handled, Handled { entries: others + 3, due: others, fenced: 3, ..Handled::default() });
     assert_eq!(redis.ask::<u64>(&["ZCARD", "samovar:agenda:{art}"]).await, others);
-    drop(fetched);
     let some = Message::parse(r#"{"patterns": ["art:120?"]}"#).unwrap();
     let handled = invalidator.handle(&some, parts.now().await).await.unwrap();
     assert_eq!(handled.entries, 3, "{handled:?}");
@@ -141,5 +140,5 @@ async fn an_entry_that_was_gone_is_asked_for_once_more() {
     upstream.edit("/art/a");
     parts.invalidate(r#"{"jobs": ["art"]}"#).await;
     version(&redis, "a", 2).await;
-    assert_eq!(parts.meta("a").await.unwrap().invalidated, None, "{}", art("a"));
+    assert_eq!(parts.meta("a").await.unwrap().invalidated, None);
 }
