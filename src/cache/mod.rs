@@ -25,8 +25,8 @@
 //! # Without Redis
 //!
 //! A call waits for Redis for at most 250 ms ([`Builder::bound`]; `get_or_load` and `clear_pattern` make several).
-//! After three failures in a row calls no longer wait, except one probe every half second. Everything resumes when
-//! Redis answers.
+//! After three failures in a row calls no longer wait, except one probe every half second. On a Cluster, that goes for
+//! each master by itself. Everything resumes when Redis answers.
 //!
 //! | call | without Redis |
 //! |---|---|

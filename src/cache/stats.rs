@@ -24,7 +24,7 @@ pub struct Stats {
     pub fenced_loads: u64,
     /// Requests that a rate limiter decided locally.
     pub local_limits: u64,
-    /// `true` while the breaker is open.
+    /// `true` while a breaker is open: some calls are answered without Redis.
     pub degraded: bool,
 }
 
