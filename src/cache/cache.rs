@@ -350,7 +350,7 @@ impl Cache {
     /// [`Error::Redis`].
     pub async fn exists(&self, key: &str) -> Result<bool, Error> {
         let exists = redis::Cmd::exists(self.key(key));
-        self.read_or_default(self.link().at(&key).ask_one(&exists).await)
+        self.read_or_default(self.link().at(key).ask_one(&exists).await)
     }
 
     /// Returns the remaining TTL of a value; `None` if there is none. Without Redis: `None`.
@@ -360,7 +360,7 @@ impl Cache {
     pub async fn ttl(&self, key: &str) -> Result<Option<Ttl>, Error> {
         let pttl = redis::Cmd::pttl(self.key(key));
         let answer =
-            self.link().at(&key).ask(async |mut redis| pttl.query_async(&mut redis).await.map(Ttl::from_pttl)).await;
+            self.link().at(key).ask(async |mut redis| pttl.query_async(&mut redis).await.map(Ttl::from_pttl)).await;
         self.read_or_default(answer)
     }
 

@@ -139,15 +139,15 @@ impl Servers {
         runs
     }
 
-    /// Kills the master of this key once its replica is whole, and waits until that takes its place. Returns the dead
-    /// one, and the slots that it served.
-    async fn lose_master(&self, of: &str) -> (usize, Vec<RangeInclusive<u16>>) {
+    /// Kills the master of this key, some time after it has lost sight of its replica, and waits until that takes its
+    /// place. Returns the dead one, and the slots that it served.
+    async fn lose_master(&self, of: &str, unseen: Duration) -> (usize, Vec<RangeInclusive<u16>>) {
         match self {
             Self::Lone(_) => unreachable!("nothing takes the place of a lone server"),
             Self::Sentinels { all, master } => {
                 let replica = &all.servers[1 - master];
                 all.replicates(replica).await;
-                all.servers[*master].crash();
+                die(&all.servers[*master], unseen).await;
                 all.named(replica).await;
                 (*master, vec![0..=u16::MAX])
             }
@@ -155,7 +155,7 @@ impl Servers {
                 let owner = all.owner(of).await;
                 all.replicates((owner + MASTERS) % (2 * MASTERS)).await;
                 let slots = all.slots(owner).await;
-                all.nodes[owner].crash();
+                die(&all.nodes[owner], unseen).await;
                 all.replaced(owner, slot(of)).await;
                 all.settled().await;
                 (owner, slots)
@@ -199,6 +199,14 @@ impl Servers {
     }
 }
 
+/// Cuts a master off from its replica, and kills it after some time: what it acknowledges meanwhile is lost. A replica
+/// comes back within a second.
+async fn die(master: &TestRedis, unseen: Duration) {
+    let _: u64 = master.ask(&["CLIENT", "KILL", "TYPE", "replica"]).await;
+    tokio::time::sleep(unseen).await;
+    master.crash();
+}
+
 impl Outage {
     /// Returns `true` if `first` may have begun under a lease of the dead master, which nobody could extend, and `then`
     /// while it was dead or later.
@@ -229,11 +237,12 @@ impl World {
         match event {
             Event::Failover => {
                 let of = if random.random_bool(0.5) { of_samovar } else { keys.choose(random).unwrap().clone() };
+                let unseen = Duration::from_millis(random.random_range(0..800));
                 let _alone = self.air.write().await;
-                self.tell(&format!("the master of {of} dies"));
+                self.tell(&format!("the master of {of} dies, {unseen:?} after it lost its replica"));
                 self.is_masterless.set(true);
                 let from = Instant::now();
-                let (nth, slots) = self.servers.read().await.lose_master(&of).await;
+                let (nth, slots) = self.servers.read().await.lose_master(&of, unseen).await;
                 self.is_masterless.set(false);
                 self.tell(&format!("the replica of server {nth} is the master"));
                 self.note(|ledger| {
