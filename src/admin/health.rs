@@ -99,6 +99,13 @@ async fn ping(admin: &Admin) -> Result<Duration, String> {
     }
 }
 
+/// Returns what guards hold back; nothing if Redis does not answer, which is told elsewhere.
+async fn guards(admin: &Admin) -> Vec<String> {
+    let Some(parts) = admin.parts() else { return Vec::new() };
+    let asked = tokio::time::timeout(PATIENCE, parts.ops.guard_notices()).await;
+    asked.ok().and_then(Result::ok).unwrap_or_default()
+}
+
 fn code(healthy: bool) -> StatusCode {
     if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
@@ -108,7 +115,7 @@ fn word(healthy: bool) -> &'static str {
 }
 
 async fn state(admin: &Admin) -> (StatusCode, Json<Readiness>) {
-    let asked = ping(admin).await;
+    let (asked, guards) = tokio::join!(ping(admin), guards(admin));
     let redis = if asked.is_ok() { "connected" } else { "disconnected" };
     let mut reasons: Vec<String> = asked.err().into_iter().collect();
     let parts = admin.parts();
@@ -122,11 +129,7 @@ async fn state(admin: &Admin) -> (StatusCode, Json<Readiness>) {
     let of_masters = parts.as_ref().and_then(|parts| parts.ops.redis.fault_of_masters());
     reasons.extend(of_masters.filter(|fault| !troubles.iter().any(|trouble| trouble.contains(fault.as_str()))));
     reasons.extend(troubles);
-    if let (Some(parts), true) = (&parts, redis == "connected") {
-        // If Redis fails now, the next call says so.
-        let guards = tokio::time::timeout(PATIENCE, parts.ops.guard_notices()).await;
-        reasons.extend(guards.ok().and_then(Result::ok).unwrap_or_default());
-    }
+    reasons.extend(guards);
     reasons.extend(parts.iter().flat_map(|parts| parts.gates.values()).filter_map(|gate| gate.trouble()));
     reasons.extend(
         admin.reload.refused().map(|refused| {

@@ -224,10 +224,10 @@ impl Absent {
         };
         let (fetched, others): (Vec<&String>, Vec<&String>) = self.keys.iter().partition(|key| fetched.contains(*key));
         tell_absent(&fetched, all, ["the refresh fetches it.", "the refresh fetches them."]);
-        let one = "the refresh does not fetch it, since no job of a running worker keeps it warm and it was not \
-                   attempted within the last hour. `samovar warm KEY` does.";
-        let many = "the refresh does not fetch them, since no job of a running worker keeps them warm and they were \
-                    not attempted within the last hour. `samovar warm KEY` does.";
+        let one = "the refresh does not fetch it, since no job of a running worker keeps it warm, and it was not \
+                   attempted within the last hour or was evicted since.";
+        let many = "the refresh does not fetch them, since no job of a running worker keeps them warm, and they were \
+                    not attempted within the last hour or were evicted since.";
         tell_absent(&others, all, [one, many]);
     }
 }

@@ -138,7 +138,8 @@ impl Ops {
         Ok(named)
     }
 
-    /// Returns the entries that jobs keep warm, absent or not, and that a message names by pattern or job.
+    /// Returns the entries, absent or not, that jobs keep warm and a message names by job, and those that they list and
+    /// it names by pattern.
     async fn kept(&self, message: &Message, left: &BTreeSet<JobName>) -> RedisResult<Named> {
         let mut kept = Named::new();
         for job in self.jobs.jobs.values().filter(|job| !left.contains(&job.name)) {
@@ -147,8 +148,13 @@ impl Ops {
             if !is_named && globs.is_empty() {
                 continue;
             }
-            let mut wanted = self.wanted(job).await?;
-            wanted.retain(|key| is_named || globs.iter().any(|glob| glob::matches(glob, key.as_str())));
+            let wanted = if is_named {
+                self.wanted(job).await?
+            } else {
+                let listed = self.list(job).await?;
+                let listed = listed.iter().filter_map(|params| job.key.write(params));
+                listed.filter(|key| globs.iter().any(|glob| glob::matches(glob, key.as_str()))).collect()
+            };
             if !wanted.is_empty() {
                 kept.insert(job.name.clone(), wanted);
             }

@@ -120,7 +120,9 @@ impl Ops {
                         Some(Outcome::Failed) if attempted => fail(last_attempt.reason.unwrap_or_default()),
                         Some(Outcome::Warmed) if attempted && !pending => done.warmed += 1,
                         // The upstream has it, and answered with what is older than the invalidation.
-                        Some(Outcome::Gone) if !pending && refusal.is_some() => fail(refusal.unwrap_or_default()),
+                        Some(Outcome::Gone) if attempted && !pending && refusal.is_some() => {
+                            fail(refusal.unwrap_or_default());
+                        }
                         Some(Outcome::Gone) if attempted && !pending => done.gone += 1,
                         _ if pending || due.is_some_and(|due| due.trigger == trigger) => match is_paused {
                             true if !is_in_flight => fail(paused_reason(job)),
@@ -129,7 +131,10 @@ impl Ops {
                         // Its attempt noted no failure in the metadata, as for a key of another type.
                         _ if letter.is_some() => fail(letter.unwrap_or_default()),
                         // The upstream was not asked again: see `absent_for`.
-                        Some(Outcome::Gone) if is_absent => done.gone += 1,
+                        Some(Outcome::Gone) if is_absent => match refusal {
+                            Some(refusal) => fail(refusal),
+                            None => done.gone += 1,
+                        },
                         _ if is_absent => fail("it has no value: it was removed meanwhile".to_owned()),
                         _ => done.unchanged += 1,
                     }
@@ -140,7 +145,8 @@ impl Ops {
             if explained.elapsed() >= EXPLAINED && begun.elapsed() < timeout {
                 for (key, reason) in self.hindrances(job, &waiting, asked).await? {
                     // A remaining time or another key of the same kind makes no other reason.
-                    if told.insert(reason.replace(|c: char| c.is_ascii_digit(), "")) {
+                    let is_new = told.len() < EXAMINED && told.insert(reason.replace(|c: char| c.is_ascii_digit(), ""));
+                    if is_new {
                         progress(Progress::Hindered(&key, &reason));
                     }
                 }

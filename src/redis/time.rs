@@ -44,13 +44,6 @@ impl RedisTime {
         time.map_or_else(|| self.to_string(), |time| time.format("%Y-%m-%d %H:%M:%S UTC").to_string())
     }
 
-    /// Returns the time of day for people, as in `09:30:00 UTC`.
-    #[cfg(feature = "worker")]
-    pub fn utc_time(self) -> String {
-        let time = chrono::DateTime::from_timestamp_millis(self.0);
-        time.map_or_else(|| self.to_string(), |time| time.format("%H:%M:%S UTC").to_string())
-    }
-
     /// Returns the distance between two times, whichever is earlier.
     pub fn abs_diff(self, other: Self) -> Duration {
         Duration::from_millis(self.0.abs_diff(other.0))

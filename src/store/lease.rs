@@ -26,7 +26,7 @@ use super::snapshot::{Expiry, Snapshot};
 use super::{META_OUTLIVES, Store, coded};
 use crate::entry::EntryKey;
 use crate::entry::duration::millis;
-use crate::redis::RedisTime;
+use crate::redis::{RedisTime, is_of_keys};
 
 /// The time for which one invalidation makes a storm of the next.
 const STORM_LASTS: Duration = Duration::from_secs(1);
@@ -276,7 +276,11 @@ impl Store {
             }
         };
         if let Leased::Yes(lease) = &mut leased {
-            lease.lost = lost.unwrap_or(Some(lease.fetched_at));
+            lease.lost = match lost {
+                // Another program's key, or a missing right, is told elsewhere and may last.
+                Err(e) if is_of_keys(&e) => None,
+                lost => lost.unwrap_or(Some(lease.fetched_at)),
+            };
         }
         Ok((leased, found))
     }

@@ -199,7 +199,7 @@ impl Cron {
     /// Redis's.
     pub async fn ensure(&self, run_id: &str) -> RedisResult<()> {
         let now = self.store.now().await?;
-        let restoring = self.troubles.of("restoring what is read");
+        let restoring = self.troubles.of("restoring what is read").every(self.retried());
         for job in self.jobs.jobs.values() {
             if job.entries.feed.is_some() {
                 metrics::count_feed_failures(&job.name);
@@ -300,6 +300,11 @@ impl Cron {
         Ok(Todo::Warmup(Arc::clone(job), Claim { tick, till, at: now }))
     }
 
+    /// Returns the time within which a warmup that failed is tried again: once its claim has expired.
+    fn retried(&self) -> Duration {
+        self.claim + IDLE
+    }
+
     /// Expands a claimed tick and sets the next one. Does neither if another worker takes the tick over.
     ///
     /// # Errors
@@ -307,7 +312,8 @@ impl Cron {
     async fn warm_up(&self, job: &Arc<Job>, mut claim: Claim) -> RedisResult<()> {
         let begun = Instant::now();
         let name = job.name.as_str();
-        let Some(expanded) = self.troubles.alone(name, self.expand(job, &mut claim).await)?.flatten() else {
+        let troubles = self.troubles.every(self.retried());
+        let Some(expanded) = troubles.alone(name, self.expand(job, &mut claim).await)?.flatten() else {
             // The tick is tried again when its claim expires; other jobs do not wait for that.
             return Ok(());
         };
@@ -384,7 +390,7 @@ impl Cron {
         let mut note = redis::cmd("HSET");
         note.arg(self.keys.stats(&job.name)).arg(WARMED_UP).arg(now);
         let noted = note.exec_async(&mut self.redis.clone()).await;
-        self.troubles.of("noting a warmup").alone(job.name.as_str(), noted).map(|_| ())
+        self.troubles.of("noting a warmup").every(self.retried()).alone(job.name.as_str(), noted).map(|_| ())
     }
 
     /// Puts the entries on the agenda that the warmup at a claimed tick must fetch. Returns `None` if another worker

@@ -36,7 +36,10 @@ impl Warmer {
         }
         let since = now.saturating_since(meta.last_attempt.attempted);
         let since = duration::rough(since.max(Duration::from_secs(1)));
-        let reason = format!("the upstream did not have it {since} ago, and is not asked again yet (`absent_for`)");
+        let refusal = meta.last_attempt.reason.clone().filter(|_| meta.last_attempt.is_refused());
+        let reason = refusal.unwrap_or_else(|| {
+            format!("the upstream did not have it {since} ago, and is not asked again yet (`absent_for`)")
+        });
         Ok(Some(Ending::because(Outcome::Gone, recheck.map_or(Next::Out, Next::Recheck), reason)))
     }
 }

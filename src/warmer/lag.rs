@@ -20,6 +20,9 @@ use crate::redis::RedisTime;
 use crate::source::context;
 use crate::store::{Behind, Expiry, LastAttempt, Lease, Meta, Rechecks, Verdict, Versions};
 
+/// Workers note the same loss within this time.
+const SAME_LOSS: Duration = Duration::from_secs(10);
+
 /// Returns the version of a value, or the reason why it has none. `None` if the job has no versions.
 pub(super) fn render_version(
     job: &Job,
@@ -90,8 +93,8 @@ impl Attempt<'_> {
         if !self.job.may_lag() || lease.before.ours().is_some() {
             return None;
         }
-        // Another worker may have found the same loss since.
-        let since = lease.lost?.min(lease.fetched_at);
+        // Another worker may have found the same loss since. A later one was noted before the clock was set back.
+        let since = lease.lost.filter(|lost| *lost <= lease.fetched_at + SAME_LOSS)?.min(lease.fetched_at);
         let rechecks = Rechecks::new(since, String::new(), false).after_doubt();
         rechecks.next(&self.job.warm.recheck, lease.fetched_at).map(|_| rechecks)
     }
@@ -262,8 +265,8 @@ fn sooner(next: Next, at: RedisTime) -> Next {
 fn stays_absent(rechecks: &Rechecks, times: &[Duration], fetched_at: RedisTime) -> String {
     let next = rechecks.next(times, fetched_at);
     let taken = rechecks.next_taken(times, fetched_at).filter(|taken| Some(*taken) != next);
-    let until = next.map_or_else(String::new, |next| format!(" until it is asked again at {}", next.utc_time()));
-    let taken = taken.map_or_else(String::new, |taken| format!("; any answer is stored at {}", taken.utc_time()));
+    let until = next.map_or_else(String::new, |next| format!(" until it is asked again at {}", next.utc()));
+    let taken = taken.map_or_else(String::new, |taken| format!("; any answer is stored at {}", taken.utc()));
     format!("the entry stays absent{until}{taken}")
 }
 

@@ -120,7 +120,7 @@ impl RestartMonitor {
         if self.gap_noted.as_ref().is_none_or(|(noted, _)| *noted != loss) {
             self.gap_noted = None;
             // Before the gap: what is fetched after the gap finds it.
-            self.note_loss(self.store.now().await?, known).await?;
+            let noted = self.note_loss(self.store.now().await?, known).await;
             match self.troubles.alone("the gap", self.note_gap(&loss, known).await)? {
                 Some(Some(found)) => {
                     self.gap_noted = Some((loss.clone(), found));
@@ -129,6 +129,8 @@ impl RestartMonitor {
                 Some(None) => return Ok(false),
                 None => {}
             }
+            // A Redis that is full takes the gap, and not this.
+            noted?;
         }
         let found = self.gap_noted.as_ref().map(|(_, found)| *found);
         let present = found.into_iter().fold(present, Incarnation::found_at);

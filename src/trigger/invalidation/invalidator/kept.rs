@@ -1,8 +1,9 @@
 //! Absent entries that a job keeps warm: a refresh by pattern or job concerns them as well.
 //!
 //! An entry without a value and without a lease has no key that a scan finds, so the names come from the job: those
-//! that its file lists, those of its feed's last answer, and the most read ones. They are looked up in pages, and only
-//! the absent ones of a page are handled: an entry that is not absent was found by the scans before.
+//! that its file lists, and if the message names the job, those of its feed's last answer, and the most read ones. They
+//! are looked up in pages, and only the absent ones of a page are handled: an entry that is not absent was found by the
+//! scans before.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -62,6 +63,10 @@ impl Invalidator {
             for page in job.entries.list.chunks(PAGE) {
                 let keys = page.iter().filter_map(|params| job.key.write(params)).collect();
                 invalidator.absent(&mut sought, keys, handled, left).await?;
+            }
+            // Patterns are published for each edit, and these names are read from Redis as a whole.
+            if sought.globs.is_some() {
+                continue;
             }
             if job.entries.feed.is_some() {
                 pass_over(invalidator.absent_fed(&mut sought, handled, left).await, &job.name)?;
