@@ -607,7 +607,7 @@ fn worker(url: &str, jobs: &JobsFolder) -> WorkerProcess {
 
 #[tokio::test]
 async fn a_fleet_under_fire_never_serves_what_it_should_not() {
-    tokio::task::LocalSet::new().run_until(under_fire()).await;
+    tokio::task::LocalSet::new().run_until(Box::pin(under_fire())).await;
 }
 
 async fn under_fire() {

@@ -33,9 +33,9 @@ const OF_SAMOVAR: [&str; 6] = [
 
 /// The servers.
 pub(super) enum Servers {
-    Lone(TestRedis),
+    Lone(Box<TestRedis>),
     Sentinels {
-        all: TestSentinels,
+        all: Box<TestSentinels>,
         /// The server that is the master.
         master: usize,
     },
@@ -66,9 +66,9 @@ pub(super) struct Outage {
 impl Servers {
     pub(super) async fn start(random: &mut StdRng) -> Self {
         match Topology::of_test() {
-            Topology::Single => Self::Lone(TestRedis::start().await),
+            Topology::Single => Self::Lone(Box::new(TestRedis::start().await)),
             Topology::Sentinel => {
-                let all = TestSentinels::start().await;
+                let all = Box::new(TestSentinels::start().await);
                 all.down_after(DEAD).await;
                 Self::Sentinels { all, master: 0 }
             }
@@ -113,7 +113,7 @@ impl Servers {
 
     fn nodes(&self) -> &[TestRedis] {
         match self {
-            Self::Lone(redis) => std::slice::from_ref(redis),
+            Self::Lone(redis) => std::slice::from_ref(&**redis),
             Self::Sentinels { all, .. } => &all.servers,
             Self::Cluster { all, .. } => &all.nodes,
         }
