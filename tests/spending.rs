@@ -200,6 +200,12 @@ async fn values_of_an_earlier_file_that_wait_for_the_budget_are_told() {
     let shown = samovar(["jobs"]).redis(&redis).jobs(&jobs).run().await.stdout.replace('\n', " ");
     let said = "2 values of story are made from an earlier file. They wait for the budget of openai: no requests for ";
     assert!(shown.contains(said), "{shown}");
+    let mut of_an_earlier_file = 0;
+    for name in ["a", "b", "c"] {
+        let shown = samovar(["get", &format!("story:{name}")]).redis(&redis).jobs(&jobs).run().await.stdout;
+        of_an_earlier_file += usize::from(shown.contains("the value is of an earlier job file"));
+    }
+    assert_eq!(of_an_earlier_file, 2);
     let base = worker.http().await;
     let one: Value = serde_json::from_str(&get(&format!("{base}/jobs/story")).await).unwrap();
     assert!(one["outdated"]["values"].as_u64() > Some(0), "{one}");

@@ -77,6 +77,7 @@ async fn workers_that_start_together_fetch_each_entry_once() {
 
 #[tokio::test]
 async fn two_workers_share_the_work() {
+    const MANY: usize = 3_000;
     let (redis, upstream) = both().await;
     obliging(&upstream);
     let jobs = Art::of(&upstream).folder();
@@ -87,7 +88,8 @@ async fn two_workers_share_the_work() {
     listening(&redis, 2).await;
     eventually("both are at work", async || redis.ask::<usize>(&["ZCARD", "{samovar:queue}:workers"]).await == 2).await;
     upstream.otherwise(|_, _| Reply::json(json!({})).after(Duration::from_millis(20)));
-    let keys: Vec<String> = (0..600).map(|n| format!("art:{n}")).collect();
+    // Many more than the fleet has in flight: one worker may be the first to take all that is on the queue at a time.
+    let keys: Vec<String> = (0..MANY).map(|n| format!("art:{n}")).collect();
     let message = json!({"keys": keys, "action": "warm"}).to_string();
     Parts::of(&redis).await.publish(&message).await;
     for key in &keys {
@@ -97,8 +99,8 @@ async fn two_workers_share_the_work() {
         .iter()
         .map(|worker| worker.log().iter().filter(|line| line.contains("outcome=warmed")).count())
         .collect();
-    assert_eq!(shares.iter().sum::<usize>(), 600, "{shares:?}");
-    assert!(shares.iter().all(|share| *share > 60), "{shares:?}");
+    assert_eq!(shares.iter().sum::<usize>(), MANY, "{shares:?}");
+    assert!(shares.iter().all(|share| *share > MANY / 20), "{shares:?}");
 }
 
 #[tokio::test]

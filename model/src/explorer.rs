@@ -325,7 +325,7 @@ pub fn tell(engine: &Engine, scenario: &Scenario, failure: &Failure) -> String {
     text
 }
 
-/// How far a hunt searches a scenario.
+/// The effort of a hunt in one scenario.
 #[derive(Clone, Copy)]
 struct Effort {
     seed: u64,

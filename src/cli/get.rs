@@ -85,11 +85,7 @@ fn tell_value(entry: &Entry) {
         }
         Expiry::At(at) => say("expires", relative(at, now)),
     }
-    if let Some(at) = entry.fetched_ms {
-        say("fetched", format!("{}, age {}", ago(at, now), duration::rough(now.saturating_since(at))));
-    } else if entry.expiry != Expiry::Absent {
-        say("written by", "another program".to_owned());
-    }
+    tell_origin(entry);
     if let Some(ends) = entry.outlives_ms {
         let (at, cause) = (relative(ends, now), cause_of_age(entry));
         let kept = match ends > now {
@@ -126,6 +122,20 @@ fn tell_value(entry: &Entry) {
     if !entry.rechecks_ms.is_empty() {
         let times = entry.rechecks_ms.iter().map(|at| if *at > now { relative(*at, now) } else { "now".to_owned() });
         say("rechecks", Vec::from_iter(times).join(", "));
+    }
+}
+
+/// Prints when the value was fetched, and whether an earlier job file made it.
+fn tell_origin(entry: &Entry) {
+    let now = entry.now_ms;
+    if let Some(at) = entry.fetched_ms {
+        say("fetched", format!("{}, age {}", ago(at, now), duration::rough(now.saturating_since(at))));
+    } else if entry.expiry != Expiry::Absent {
+        say("written by", "another program".to_owned());
+    }
+    if let (true, Some(job)) = (entry.is_outdated, &entry.job) {
+        let jobs = format!("`samovar jobs {job}` says what such values wait for");
+        say("file", format!("the value is of an earlier job file, and is to be made anew: {jobs}"));
     }
 }
 

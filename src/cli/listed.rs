@@ -74,7 +74,8 @@ impl Rendered {
         if *failing == 0 {
             return Ok(());
         }
-        writeln!(f, "  failing   {failing} listed entries: a worker fails at a template of theirs; {HELP}:")?;
+        let entries = if *failing == 1 { "listed entry" } else { "listed entries" };
+        writeln!(f, "  failing   {failing} {entries}: a worker fails at a template; {HELP}:")?;
         for EntryFault { key, place, template, reason, .. } in faults.iter().take(SHOWN) {
             writeln!(f, "            {}", escaped(&format!("{key}: {place} `{template}`: {reason}")))?;
         }

@@ -84,6 +84,8 @@ pub struct Entry {
     pub due_priority: Option<&'static str>,
     /// Upstreams of its job to which no requests are sent now.
     pub closed_upstreams: Vec<UpstreamStatus>,
+    /// `true` if its value is made from an earlier job file, and is to be made anew.
+    pub is_outdated: bool,
     /// `true` if no running worker knows its job: nothing of it is fetched.
     pub job_is_left: bool,
     /// Since when its job is paused: nothing of it is fetched.
@@ -164,6 +166,10 @@ impl Ops {
             Some(job) => self.left_jobs().await?.contains(&job.name),
             None => false,
         };
+        let is_outdated = match owner {
+            Some(job) => self.is_of_earlier_file(&job.name, &snapshot).await?,
+            None => false,
+        };
         let due = score.map(Due::from_score);
         let (expiry, ours, meta) = (snapshot.expiry, snapshot.ours(), snapshot.meta.as_ref());
         let attempt = meta.map(|meta| meta.last_attempt.clone());
@@ -197,6 +203,7 @@ impl Ops {
             due_state: due.map(|due| state(due.state)),
             due_priority: due.map(|due| priority(due.priority)),
             closed_upstreams,
+            is_outdated,
             job_is_left,
             job_paused_ms,
             removal_held_until_ms,

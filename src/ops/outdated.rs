@@ -105,6 +105,15 @@ impl Ops {
         }
     }
 
+    /// Returns `true` if a job's value is made from an earlier file, and is to be made anew.
+    pub(super) async fn is_of_earlier_file(&self, job: &JobName, snapshot: &Snapshot) -> RedisResult<bool> {
+        match self.noted().await {
+            // A key of another type is told elsewhere.
+            Err(e) if is_of_keys(&e) => Ok(false),
+            noted => Ok(noted?.get(job).is_some_and(|noted| is_outdated(noted, snapshot))),
+        }
+    }
+
     /// Returns an input of an entry, direct or not, that is to be made anew before it: its value is of an earlier file,
     /// or older than the content of an input of its own.
     async fn outdated_input(&self, key: &EntryKey, noted: &BTreeMap<JobName, Noted>) -> RedisResult<Option<EntryKey>> {

@@ -54,7 +54,7 @@ static HOLD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/h
 static RETRY: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/retry_tick.lua")));
 static ENSURE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/ensure.lua")));
 
-/// What this worker knows of the guards of jobs.
+/// The knowledge that a worker has of the guards of jobs.
 #[derive(Debug, Default)]
 struct Guards {
     /// When they were read last.

@@ -17,7 +17,7 @@ use crate::redis::{Backoff, is_of_keys};
 /// The most entries ended in one round.
 const MOST: usize = 500;
 
-/// What the loop does, for people.
+/// The work of the loop, in words for people.
 const RECORDING: &str = "recording the results of fetches";
 
 /// The loop that writes the endings of entries to the agenda, with the usage of their jobs.
