@@ -1,4 +1,4 @@
-//! What `samovar warm` and `samovar invalidate` say of entries that are not fetched, or not yet.
+//! Words of `samovar warm` and `samovar invalidate` on entries that are not fetched, or not yet.
 
 use serde_json::Value;
 

@@ -1,4 +1,4 @@
-//! What happens to workers, connections and servers during a run, one thing after the other.
+//! Disturbances of workers, connections and servers during a run, one after the other.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

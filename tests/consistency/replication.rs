@@ -37,7 +37,7 @@ struct Kept {
     until: Instant,
 }
 
-/// What a server says of itself.
+/// The state of a server, as it tells it.
 enum Role {
     Master { history: String, offset: u64 },
     Replica { of: u16, offset: u64 },
