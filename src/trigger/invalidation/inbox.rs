@@ -373,10 +373,13 @@ async fn remove(redis: &mut Connection, keys: &Keys, reader: &str) -> RedisResul
     redis::cmd("HDEL").arg(keys.acknowledged()).arg(reader).exec_async(redis).await
 }
 
-/// The results of acknowledging messages, deleting them, reading the mark, and writing the next one.
+/// The results of deleting messages, acknowledging them, reading the mark, and writing the next one.
 type Steps = (RedisResult<u64>, RedisResult<u64>, RedisResult<Option<String>>, RedisResult<u64>);
 
-/// Acknowledges and deletes messages that are done, in batches, until no [`Ack`] is left.
+/// Deletes and acknowledges messages that are done, in batches, until no [`Ack`] is left.
+///
+/// If only the first of the two commands is carried out, the message is pending without being there, and whoever takes
+/// it over drops it. In the other order, it would stay in the inbox, pending for nobody.
 async fn acknowledge(
     mut redis: Connection,
     keys: Keys,
@@ -391,11 +394,11 @@ async fn acknowledge(
         loop {
             let (inbox, marks, mark) = (keys.inbox(), keys.acknowledged(), watermark.mark(&ids));
             let mut steps = redis::pipe();
-            steps.cmd("XACK").arg(&inbox).arg(GROUP).arg(&ids);
             steps.cmd("XDEL").arg(&inbox).arg(&ids);
+            steps.cmd("XACK").arg(&inbox).arg(GROUP).arg(&ids);
             steps.hget(&marks, watermark.worker()).hset(&marks, watermark.worker(), &mark).ignore_errors();
             let steps: RedisResult<Steps> = steps.query_async(&mut redis).await;
-            match steps.and_then(|(acknowledged, deleted, before, left)| Ok((acknowledged.and(deleted)?, before, left)))
+            match steps.and_then(|(deleted, acknowledged, before, left)| Ok((deleted.and(acknowledged)?, before, left)))
             {
                 Ok((_, before, left)) => {
                     // A Redis without memory refuses the mark.
