@@ -404,7 +404,9 @@ impl Network {
         self.unheard.remove(&host);
         let has_another = self.sockets.values().any(|socket| socket.host == host && socket.subscription.is_some());
         let mut world = self.shared.lock();
-        if !has_another && !world.dead.contains(&host) && !world.stopping.contains(&host) && world.plan.is_quick() {
+        // One that starts tries its rights with subscriptions, and waits for longer and longer while that fails.
+        let is_well = world.started.contains(&host) && !world.dead.contains(&host) && !world.stopping.contains(&host);
+        if !has_another && is_well && world.plan.is_quick() {
             world.violated(check::HEARS, format!("{host} has none since {:.3}", since.as_secs_f64()), &host);
         }
     }

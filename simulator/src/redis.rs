@@ -16,6 +16,8 @@ pub(crate) const INBOX: &[u8] = b"samovar:inbox";
 const INVALIDATES: &str = "«Handle an invalidation of one entry";
 /// The beginning of the name of `src/cache/lua/begin_load.lua`.
 const LOADS: &str = "«Acquires the lease of a missing value";
+/// The beginning of the name of `src/queue/lua/beat.lua`.
+const BEATS: &str = "«Notes a beat of a worker";
 /// The longest word or reply in the trace, in characters.
 const TOLD: usize = 100;
 
@@ -73,6 +75,9 @@ impl Redis {
         }
         if script.is_some_and(|name| name.starts_with(LOADS)) && bytes.ends_with(b"leased\r\n") {
             check::load(&mut world, words);
+        }
+        if script.is_some_and(|name| name.starts_with(BEATS)) && !world.started.contains(host) {
+            world.started.insert(host.to_owned());
         }
         bytes
     }

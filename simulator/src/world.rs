@@ -156,6 +156,8 @@ pub(crate) struct World {
     pub(crate) lost: Option<Duration>,
     /// Hosts that died. Nothing that they send arrives.
     pub(crate) dead: BTreeSet<String>,
+    /// Workers that have beaten: their start is over.
+    pub(crate) started: BTreeSet<String>,
     /// The upstream fails for everything until then.
     pub(crate) outage: Duration,
     /// The upstream has no artwork until then.
@@ -208,6 +210,7 @@ impl Shared {
             disturbed: None,
             lost: None,
             dead: BTreeSet::new(),
+            started: BTreeSet::new(),
             outage: Duration::ZERO,
             vanished: Duration::ZERO,
             stopping: BTreeSet::new(),
