@@ -10,20 +10,22 @@ use rand::seq::IndexedRandom;
 use redis::AsyncTypedCommands;
 use serde_json::json;
 
-use super::{Edit, WORKERS, World, all_keys, worker};
+use super::{CHANNEL, Edit, WORKERS, World, all_keys, worker};
 use crate::support::{JobsFolder, WorkerProcess};
 
 /// Of so many disturbances, the last is an event of the topology, if that has any.
 const EVENTS: usize = 3;
 
 impl World {
-    /// Disturbs for some time, or until there is a fault.
+    /// Disturbs for some time, and until each event has come to pass, or until there is a fault.
     pub(super) async fn disturb(&self, time: Duration, workers: &mut [WorkerProcess], jobs: &JobsFolder) {
         let (mut random, keys) = (StdRng::seed_from_u64(self.seed ^ 300), all_keys());
         let mut events = self.servers.read().await.events().iter().cycle().peekable();
         let (begun, mut frozen) = (Instant::now(), None::<usize>);
+        let least = EVENTS * self.servers.read().await.events().len();
         for nth in 1.. {
-            if begun.elapsed() >= time || self.note(|ledger| !ledger.faults.is_empty()) {
+            let is_time_up = begun.elapsed() >= time && nth > least;
+            if is_time_up || self.note(|ledger| !ledger.faults.is_empty()) {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(random.random_range(100..900))).await;
@@ -32,7 +34,7 @@ impl World {
             }
             match events.next_if(|_| nth % EVENTS == 0) {
                 Some(event) => self.come_to_pass(*event, &mut random, &keys).await,
-                None => frozen = self.disturb_once(&mut random, workers, jobs).await,
+                None => frozen = self.disturb_once(&mut random, &keys, workers, jobs).await,
             }
         }
         if let Some(frozen) = frozen {
@@ -64,6 +66,7 @@ impl World {
     async fn disturb_once(
         &self,
         random: &mut StdRng,
+        keys: &[String],
         workers: &mut [WorkerProcess],
         jobs: &JobsFolder,
     ) -> Option<usize> {
@@ -90,6 +93,7 @@ impl World {
             }
             48..60 => {
                 self.command("cuts of subscriptions", &["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+                self.publish_unheard(random, keys).await;
                 self.all_subscribed(&before, WORKERS).await;
             }
             60..72 => {
@@ -107,6 +111,16 @@ impl World {
             }
         }
         None
+    }
+
+    /// Publishes over the channel what hardly any worker hears. A refresh only: nobody can tell when it is handled.
+    async fn publish_unheard(&self, random: &mut StdRng, keys: &[String]) {
+        let era = self.replication.era();
+        let mut edit = self.compose(random, keys);
+        (edit.evicts, edit.message["action"]) = (false, json!("refresh"));
+        let heard = self.insist(async |mut redis| redis.publish(CHANNEL, edit.message.to_string()).await).await;
+        self.note(|ledger| ledger.count(if heard == 0 { "unheard" } else { "heard by some" }));
+        self.record(era, edit, &[], &format!("bare, heard by {heard}, as subscriptions are cut")).await;
     }
 
     /// As a Redis does that is full: leases expire, so it may evict them. Just then, what is being fetched changes.

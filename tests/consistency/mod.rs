@@ -262,7 +262,8 @@ impl World {
     }
 
     /// Prints what happened, and fails if there were faults.
-    fn report(&self) {
+    async fn report(&self) {
+        let events = self.servers.read().await.events().iter().map(|event| event.name());
         let (Self { seed, begun, upstream, .. }, ledger) = (self, self.ledger.lock().unwrap());
         let Ledger { counts, faults, .. } = &*ledger;
         eprintln!("seed {seed}: {counts:?}, {:?}, {:.1} s in all", upstream.asked(), begun.elapsed().as_secs_f32());
@@ -270,7 +271,7 @@ impl World {
         crowded.retain(|crowded| !ledger.excuses(crowded));
         assert!(crowded.is_empty(), "seed {seed}: fetched more than once at a time: {crowded:?}");
         assert!(faults.is_empty(), "seed {seed}: {} faults:\n{}", faults.len(), faults.join("\n"));
-        for what in ["hits", "evictions", "refreshes"] {
+        for what in ["hits", "evictions", "refreshes"].into_iter().chain(events) {
             assert!(counts.get(what).is_some_and(|count| *count > 0), "seed {seed}: nothing was tried: {counts:?}");
         }
     }
@@ -632,5 +633,5 @@ async fn under_fire() {
     world.judge().await;
     end.cancel();
     readers.join_all().await;
-    world.report();
+    world.report().await;
 }

@@ -55,6 +55,16 @@ pub(super) enum Event {
     Reshard,
 }
 
+impl Event {
+    /// Returns the name under which the ledger counts it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Failover => "failovers",
+            Self::Reshard => "reshards",
+        }
+    }
+}
+
 /// An outage of a master, from its death until its replica took its place.
 #[derive(Debug)]
 pub(super) struct Outage {
@@ -246,7 +256,7 @@ impl World {
                 self.is_masterless.set(false);
                 self.tell(&format!("the replica of server {nth} is the master"));
                 self.note(|ledger| {
-                    ledger.count("failovers");
+                    ledger.count(event.name());
                     ledger.outages.push(Outage { slots, from, until: Instant::now() });
                 });
                 self.servers.write().await.replace(nth).await;
@@ -256,7 +266,7 @@ impl World {
                 let mut moved: Vec<String> = keys.sample(random, MOVED).cloned().collect();
                 moved.push(of_samovar);
                 self.tell(&format!("the slots of {moved:?} move there and back"));
-                self.note(|ledger| ledger.count("reshards"));
+                self.note(|ledger| ledger.count(event.name()));
                 self.servers.read().await.move_slots(&moved).await;
                 // What has moved is to be on the replicas before a master dies.
                 self.replication.have(self.replication.era()).await;
