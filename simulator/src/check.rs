@@ -206,8 +206,8 @@ fn published(world: &World, clock: i64, text: &[u8]) -> Option<Published> {
         Some("warm") => return None,
         action => action == Some("evict"),
     };
-    let has_version = message.get("version").is_some();
-    Some(Published { at: machine::elapsed(), clock, keys, evicts, has_version })
+    let version = message["version"].as_u64();
+    Some(Published { at: machine::elapsed(), clock, keys, evicts, version })
 }
 
 /// Checks what must hold once a message is handled.
@@ -217,7 +217,7 @@ fn handled(world: &mut World, redis: &Redis, id: &str, message: &Published) {
         return;
     }
     for key in &message.keys {
-        if !message.evicts && !message.has_version {
+        if !message.evicts && message.version.is_none() {
             is_noted(world, redis, id, message.clock, key);
         }
         let Some((job, name)) = Job::of(key) else { continue };
@@ -276,12 +276,13 @@ pub(crate) fn load(world: &mut World, words: &[Word]) {
     }
 }
 
-/// Checks that an artwork which is older than an eviction is not readable.
+/// Checks that an artwork which is older than an eviction is not readable, unless it has the announced version.
 fn evicted(world: &mut World, redis: &Redis, id: &str, message: &Published, name: &str) {
     let key = Job::Art.key(name);
     let value = redis.value(&key).and_then(|(text, _)| read(text));
     if message.evicts
         && let Some((number, revision)) = value
+        && message.version.is_none_or(|version| revision < version)
         && let Some(asked) = world.requests.get(number)
         && asked.arrived < message.at
         && asked.arrived > world.broke

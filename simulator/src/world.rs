@@ -111,8 +111,8 @@ pub(crate) struct Published {
     pub(crate) keys: Vec<String>,
     /// It evicts.
     pub(crate) evicts: bool,
-    /// It announces a version.
-    pub(crate) has_version: bool,
+    /// The version that it announces.
+    pub(crate) version: Option<u64>,
 }
 
 /// The numbers of what happened so far.

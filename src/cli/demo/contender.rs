@@ -233,9 +233,9 @@ impl Contender {
         }
     }
 
-    /// Waits until its Redis answers again.
+    /// Waits until its Redis answers again, all masters of it.
     pub(super) async fn back(&self) {
-        while redis::cmd("PING").query_async::<String>(&mut self.redis.clone()).await.is_err() {
+        while redis::cmd("DBSIZE").query_async::<u64>(&mut self.redis.clone()).await.is_err() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         self.away.store(false, Relaxed);

@@ -176,7 +176,8 @@ async fn warm_up(stage: &mut Stage, screen: &mut Screen) -> anyhow::Result<Durat
             _ => {}
         }
         screen.show(warm as u64, whole as u64, &format!("{warm} of {whole} entries warm"), &[]);
-        tokio::time::sleep(POLL / 2).await;
+        // On a Cluster, each entry is asked for by itself.
+        tokio::time::sleep(if stage.topology == Topology::Cluster { 4 * POLL } else { POLL / 2 }).await;
     }
 }
 
@@ -245,6 +246,7 @@ async fn restart_redis(stage: &mut Stage, screen: &mut Screen) -> anyhow::Result
     screen.say(match stage.topology {
         Topology::Single => "all three Redis servers killed with SIGKILL, and restarted from their append-only files",
         Topology::Sentinel => "all three masters killed with SIGKILL; their Sentinels promote the replicas",
+        Topology::Cluster => "a master of each Cluster killed with SIGKILL; its replica takes its place",
     });
     let killed = Instant::now();
     let before = stage.refreshed().await?;

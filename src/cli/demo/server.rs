@@ -27,6 +27,7 @@ pub(super) struct Server {
     process: Option<Ward>,
     program: &'static str,
     folder: PathBuf,
+    settings: Vec<String>,
     port: u16,
     minder: Minder,
 }
@@ -40,9 +41,15 @@ pub(super) fn program() -> Option<&'static str> {
 }
 
 impl Server {
-    /// Starts a server in `folder`, which must exist and be empty.
-    pub(super) async fn start(program: &'static str, folder: &Path, minder: &Minder) -> anyhow::Result<Self> {
-        let mut server = Self { process: None, program, folder: folder.to_owned(), port: 0, minder: minder.clone() };
+    /// Starts a server with more `settings` in `folder`, which must exist and be empty.
+    pub(super) async fn start(
+        program: &'static str,
+        folder: &Path,
+        settings: &[&str],
+        minder: &Minder,
+    ) -> anyhow::Result<Self> {
+        let (folder, settings) = (folder.to_owned(), settings.iter().map(|word| (*word).to_owned()).collect());
+        let mut server = Self { process: None, program, folder, settings, port: 0, minder: minder.clone() };
         for _ in 0..10 {
             server.port = free_port()?;
             if server.launch().await? {
@@ -82,6 +89,7 @@ impl Server {
             .args(["--bind", "127.0.0.1", "--port", &self.port.to_string()])
             .args(["--save", "", "--appendonly", "yes", "--logfile", "redis.log"])
             .args(["--maxmemory", "256mb", "--maxmemory-policy", "volatile-lru"])
+            .args(&self.settings)
             .current_dir(&self.folder)
             .stdout(Stdio::null())
             .stderr(Stdio::null());

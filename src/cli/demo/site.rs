@@ -1,5 +1,6 @@
-//! A contender's Redis: one server, or a master and a replica that Sentinels watch.
+//! A contender's Redis: one server, a master and a replica that Sentinels watch, or a Cluster.
 
+mod cluster;
 mod sentinels;
 
 use std::path::{Path, PathBuf};
@@ -9,12 +10,13 @@ use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 use redis::RedisResult;
 
+use self::cluster::Cluster;
 use self::sentinels::Pair;
 use super::minder::Minder;
 use super::server::Server;
 use crate::redis::RedisUrl;
 
-/// The silence after which a Sentinel takes the master for down. The default, 30 s, is longer than the demo.
+/// The silence after which a master counts as down. The defaults, 15 and 30 s, are too long for the demo.
 const DOWN: Duration = Duration::from_secs(1);
 /// The time that a failover, or the start, may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,12 +30,15 @@ pub(super) enum Topology {
     Single,
     /// A master, a replica and three Sentinels; the master is killed, and the replica takes its place
     Sentinel,
+    /// Three masters with a replica each; a master is killed, and its replica takes its place
+    Cluster,
 }
 
 /// A contender's Redis.
 pub(super) enum Site {
     Single(Server),
     Sentinel(Pair),
+    Cluster(Cluster),
 }
 
 impl Site {
@@ -45,8 +50,9 @@ impl Site {
         minder: &Minder,
     ) -> anyhow::Result<Self> {
         Ok(match topology {
-            Topology::Single => Self::Single(Server::start(program, &place(folder, "server")?, minder).await?),
+            Topology::Single => Self::Single(Server::start(program, &place(folder, "server")?, &[], minder).await?),
             Topology::Sentinel => Self::Sentinel(Pair::start(program, folder, minder).await?),
+            Topology::Cluster => Self::Cluster(Cluster::start(program, folder, minder).await?),
         })
     }
 
@@ -55,6 +61,7 @@ impl Site {
         match self {
             Self::Single(server) => Ok(server.url()),
             Self::Sentinel(pair) => pair.url(),
+            Self::Cluster(cluster) => cluster.url(),
         }
     }
 
@@ -63,15 +70,22 @@ impl Site {
         match self {
             Self::Single(server) => format!("-p {}", server.port()),
             Self::Sentinel(pair) => format!("-p {}", pair.port()),
+            Self::Cluster(cluster) => format!("-c -p {}", cluster.port()),
         }
     }
 
-    /// Kills the master, like a power failure.
+    /// Kills the master, or one of them, like a power failure.
     pub(super) fn kill9(&mut self) {
         match self {
             Self::Single(server) => server.kill9(),
             Self::Sentinel(pair) => pair.master().kill9(),
+            Self::Cluster(cluster) => cluster.kill9(),
         }
+    }
+
+    /// Returns `true` if nothing can be read while the killed master is away.
+    pub(super) fn is_away_as_a_whole(&self) -> bool {
+        !matches!(self, Self::Cluster(_))
     }
 
     /// Restarts the server on its data, or waits until a replica has taken the master's place.
@@ -79,6 +93,7 @@ impl Site {
         match self {
             Self::Single(server) => server.start_again().await,
             Self::Sentinel(pair) => pair.recover().await,
+            Self::Cluster(cluster) => cluster.recover().await,
         }
     }
 
@@ -87,6 +102,7 @@ impl Site {
         match self {
             Self::Single(_) => Ok(()),
             Self::Sentinel(pair) => pair.replenish().await,
+            Self::Cluster(cluster) => cluster.replenish().await,
         }
     }
 }

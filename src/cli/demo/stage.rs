@@ -222,7 +222,7 @@ impl Stage {
     pub(super) async fn restart(&mut self) -> anyhow::Result<Vec<Duration>> {
         let begun = Instant::now();
         for (site, contender) in self.sites.iter_mut().zip(&self.contenders) {
-            contender.away.store(true, Relaxed);
+            contender.away.store(site.is_away_as_a_whole(), Relaxed);
             site.kill9();
         }
         let back = self.sites.iter_mut().zip(&self.contenders).map(async |(site, contender)| {

@@ -5,6 +5,7 @@
 //! of their own, so that a slow pipeline does not make the subscription overflow.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -113,13 +114,15 @@ impl Channel {
         if let Some(since) = lost_since.take() {
             info!(channel = channels[0], "subscribed again after {}", duration::rough(since.elapsed()));
         }
-        self.warn_of_other_databases().await;
         // Signals may have been missed meanwhile.
         self.queue.wake();
         self.revalidator.notify_one();
+        // Beside listening: where Redis does not answer, messages come all the same.
+        let mut warning = pin!(self.warn_of_other_databases().fuse());
         loop {
             let message = tokio::select! {
                 message = messages.next() => message,
+                () = &mut warning => continue,
                 () = self.gap_detector.is_stalled() => break,
                 () = stop.cancelled() => {
                     // Redis confirms the end after the last message, so all messages have come by then.

@@ -32,8 +32,8 @@ struct Sentinel {
 
 impl Pair {
     pub(super) async fn start(program: &'static str, folder: &Path, minder: &Minder) -> anyhow::Result<Self> {
-        let master = Server::start(program, &super::place(folder, "master")?, minder).await?;
-        let replica = Server::start(program, &super::place(folder, "replica")?, minder).await?;
+        let master = Server::start(program, &super::place(folder, "master")?, &[], minder).await?;
+        let replica = Server::start(program, &super::place(folder, "replica")?, &[], minder).await?;
         let mut connection = replica.url().client()?.get_multiplexed_async_connection().await?;
         redis::cmd("REPLICAOF").arg("127.0.0.1").arg(master.port()).exec_async(&mut connection).await?;
         let mut sentinels = Vec::new();
