@@ -189,7 +189,7 @@ async fn agenda() {
             }
             let begun = redis_micros(&redis).await;
             let claims = agenda.claim(name, BATCH, 10_000, Duration::from_secs(60)).await.unwrap();
-            let held = agenda.take(name, &claims.entries, Duration::from_secs(60)).await.unwrap();
+            let held = agenda.take(name, &claims.entries, Duration::from_secs(60), None).await.unwrap();
             let ends: Vec<Finished> = claims
                 .entries
                 .into_iter()

@@ -239,7 +239,7 @@ async fn promised(agenda: bool, upstream: &str, redis: &str) {
             return batch.into_iter().map(|key| (key, None)).collect::<Vec<_>>();
         }
         let claimed = plan.claim(job, BATCH, 10 * BATCH, HOLDS).await.unwrap().entries;
-        let scores = plan.take(job, &claimed, HOLDS).await.unwrap();
+        let scores = plan.take(job, &claimed, HOLDS, None).await.unwrap();
         claimed.into_iter().zip(scores).map(|(claimed, score)| (EntryKey::new(claimed.key), score)).collect()
     });
     let warmed = due.flat_map(futures_util::stream::iter).map(|(key, score)| {

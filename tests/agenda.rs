@@ -31,7 +31,7 @@ async fn claim(parts: &Parts, most: usize, cap: usize, time: Duration) -> Vec<Cl
 }
 
 async fn take(parts: &Parts, claimed: &[Claimed]) -> Vec<Option<String>> {
-    parts.agenda.take(&job(), claimed, LONG).await.unwrap()
+    parts.agenda.take(&job(), claimed, LONG, None).await.unwrap()
 }
 
 async fn finish(parts: &Parts, name: &str, score: &str, next: Next) {
@@ -90,7 +90,7 @@ async fn taken_entries_come_due_again_when_their_worker_is_gone() {
     let (_redis, parts) = parts().await;
     put(&parts, &["a"], When::Urgent, Trigger::Demand).await;
     let claimed = claim(&parts, MANY, MANY, LONG).await;
-    let score = parts.agenda.take(&job(), &claimed, SHORT).await.unwrap().remove(0).unwrap();
+    let score = parts.agenda.take(&job(), &claimed, SHORT, None).await.unwrap().remove(0).unwrap();
     let again = eventually("it is claimed again", async || claim(&parts, MANY, MANY, LONG).await.pop()).await;
     assert_eq!(again.due().priority, Priority::High, "it is as urgent as before");
     finish(&parts, "a", &score, Next::Out).await;
@@ -114,7 +114,11 @@ async fn two_dispatchers_never_claim_the_same_entry() {
     let all: Vec<String> = (0..400).map(|n| n.to_string()).collect();
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
     put(&parts, &all, When::NOW, Trigger::Cron).await;
-    let claims = futures_util::future::join_all((0..10).map(|_| claim(&parts, 50, MANY, LONG))).await;
+    let claims = (0..10).map(async |dispatcher| {
+        let agenda = parts.agenda.clone().claiming_as(&dispatcher.to_string());
+        agenda.claim(&job(), 50, MANY, LONG).await.unwrap().entries
+    });
+    let claims = futures_util::future::join_all(claims).await;
     let mut claimed: Vec<String> = claims.into_iter().flatten().map(|entry| entry.key).collect();
     assert_eq!(claimed.len(), 400);
     claimed.sort();

@@ -255,9 +255,9 @@ async fn the_agenda_sends_what_the_model_sends() {
         monitor.expect(&redis, &[(calls::due(how, trigger as u8, at, &["a"]), &[])]).await;
     }
     let claimed = agenda.claim(&job(), 1, calls::CAP, ms(calls::CLAIM)).await.unwrap().entries;
-    monitor.expect(&redis, &[(calls::claim(1), &[])]).await;
-    let score = agenda.take(&job(), &claimed, ms(calls::RUN)).await.unwrap().remove(0).unwrap();
-    monitor.expect(&redis, &[(calls::take("a", &claimed[0].score), &[])]).await;
+    monitor.expect(&redis, &[(calls::claim(0, 1, 1, 0), &[3, 4])]).await;
+    let score = agenda.take(&job(), &claimed, ms(calls::RUN), None).await.unwrap().remove(0).unwrap();
+    monitor.expect(&redis, &[(calls::take("a", &claimed[0].score, None), &[])]).await;
     for (next, outcome, what, arg) in [
         (Next::At(now), Some(Outcome::Warmed), "at", "1700000000000"),
         (Next::Recheck(now), Some(Outcome::Unchanged), "recheck", "1700000000000"),

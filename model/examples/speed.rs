@@ -62,7 +62,7 @@ fn main() {
         measure(&mut server, "INFO", &words("INFO"));
         let began = 1_700_000_000_000;
         for (name, call) in [
-            ("claim.lua", calls::claim(10)),
+            ("claim.lua", calls::claim(0, 10, 1, 0)),
             ("lease.lua", calls::lease("entry:7", "token", calls::Fresh::default())),
             ("commit.lua", calls::commit("entry:7", "t", "v", &Default::default(), began, Default::default())),
             ("invalidate.lua", calls::invalidate("entry:7", began, false, calls::PAUSE, (calls::REMEMBERED, 0), "")),

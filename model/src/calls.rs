@@ -6,7 +6,7 @@
 use super::scripts::Script;
 
 /// A script with its keys and arguments.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Call {
     /// The script.
     pub script: Script,
@@ -20,6 +20,8 @@ pub struct Call {
 pub const LEASE: i64 = 2_000;
 /// The time of a claim (ms).
 pub const CLAIM: i64 = 1_000;
+/// The time for which a caller waits for an answer (ms).
+pub const ANSWER: i64 = 500;
 /// The time for which an entry may run (ms).
 pub const RUN: i64 = 3_000;
 /// The TTL of values (ms).
@@ -401,14 +403,20 @@ pub fn due(how: &str, trigger: u8, at: i64, entries: &[&str]) -> Call {
     call
 }
 
-/// `Agenda::claim`.
-pub fn claim(most: usize) -> Call {
-    call(Script::Claim, &[AGENDA, PAUSED], &[&most, &CAP, &CLAIM])
+/// The last claim of a worker.
+pub fn last_claim(worker: usize) -> String {
+    format!("claim:{worker}")
 }
 
-/// `Agenda::take`.
-pub fn take(entry: &str, score: &str) -> Call {
-    call(Script::Take, &[AGENDA], &[&RUN, &entry, &score])
+/// `Agenda::claim` by a worker: this call's number, and that of the last one that was answered.
+pub fn claim(worker: usize, most: usize, number: u64, answered: u64) -> Call {
+    call(Script::Claim, &[AGENDA, PAUSED, &last_claim(worker)], &[&most, &CAP, &CLAIM, &number, &answered])
+}
+
+/// `Agenda::take`; `again` is the time since the first call of a caller that asks again (ms).
+pub fn take(entry: &str, score: &str, again: Option<i64>) -> Call {
+    let within = again.map_or(0, |after| (after + ANSWER).min(RUN));
+    call(Script::Take, &[AGENDA], &[&RUN, &within, &entry, &score])
 }
 
 /// `Agenda::cancel`.

@@ -97,11 +97,12 @@ impl World {
                 self.messages.get(n).is_some_and(|message| message.retry_at <= self.now())
             }
             Action::Work(n) => self.has_work(engine, n),
-            Action::WorkLost(_) => self.actions(engine, 1).contains(&action),
+            Action::WorkLost(_) | Action::WorkLate(_) => self.actions(engine, 1).contains(&action),
             Action::Crash(n) => self.workers[n].task.is_some(),
             Action::Fail(n) | Action::Lag(n) | Action::HandBack(n) => {
                 self.workers[n].task.as_ref().is_some_and(|task| task.stage == crate::world::Stage::Leased)
             }
+            Action::Arrive => !self.late.is_empty(),
             Action::Forget => !self.swept.is_empty(),
             Action::LoadLost | Action::LoadCrash | Action::LoadFails => self.load != Load::None,
             Action::Load(entry) => self.load != Load::None || self.actions(engine, entry + 1).contains(&action),
@@ -370,7 +371,7 @@ pub fn hunt(engine: &Engine, file: &str, first: Option<&str>) -> Option<(&'stati
         _ => true,
     };
     let (users, rest): (Vec<_>, Vec<_>) = crate::scenarios::ALL.iter().partition(uses);
-    if (file.contains("guard") || file.contains("admit"))
+    if (file.contains("guard") || file.contains("admit") || file.contains("claim") || file.contains("take.lua"))
         && let Some(failure) = by_themselves(engine, 0..24)
     {
         return Some(failure);
@@ -405,12 +406,13 @@ pub fn hunt(engine: &Engine, file: &str, first: Option<&str>) -> Option<(&'stati
     None
 }
 
-/// Calls the scripts of guards and of rate limits at random, with these seeds.
+/// Calls the scripts of guards, of rate limits and of claims at random, with these seeds.
 fn by_themselves(engine: &Engine, seeds: std::ops::Range<u64>) -> Option<(&'static str, Failure)> {
     for seed in seeds {
         let guards = crate::guards::walk(engine, seed, 200).map_err(|violation| ("guards", violation));
-        let walks =
-            guards.and_then(|()| crate::rate_limits::walk(engine, seed, 200).map_err(|found| ("rate limits", found)));
+        let walks = guards
+            .and_then(|()| crate::rate_limits::walk(engine, seed, 200).map_err(|found| ("rate limits", found)))
+            .and_then(|()| crate::claims::walk(engine, seed, 200).map_err(|found| ("claims", found)));
         if let Err((name, violation)) = walks {
             return Some((name, Failure { actions: Vec::new(), violation, seed: Some(seed) }));
         }

@@ -21,6 +21,7 @@ pub mod scenarios;
 pub mod world;
 pub mod faults;
 pub mod guards;
+pub mod claims;
 pub mod rate_limits;
 pub mod knowledge;
 pub mod mends;

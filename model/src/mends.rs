@@ -4,7 +4,7 @@
 use crate::engine::Engine;
 use crate::explorer::{Bounds, Failure, search};
 use crate::limits;
-use crate::properties::{BOUNDED, BUDGET, CONTRACT, COUNTED, FRESH_AT_LAST, NOT_READABLE, STARVED, STAYS};
+use crate::properties::{BOUNDED, BUDGET, CONTRACT, COUNTED, FRESH_AT_LAST, STARVED, STAYS, WANTED};
 use crate::scenarios::{ALL, Scenario};
 use crate::scripts::Mutant;
 use crate::storms::Storm;
@@ -87,7 +87,7 @@ pub const MENDS: &[Mend] = &[
             "",
         ),
         search: Search::Scenario("loads under a tag"),
-        property: NOT_READABLE,
+        property: WANTED,
     },
     Mend {
         what: "A fetch writes over a hash or list that another program wrote meanwhile.",

@@ -51,6 +51,8 @@ pub const TOLD: &str = "each change of a value is announced, and nothing else";
 pub const HELD: &str = "what is held back is not removed before that ends, and the guard ends with the last of it";
 /// Rate limits.
 pub const LIMITED: &str = "no more requests are admitted within a period than the limit, and no fewer";
+/// A lost reply.
+pub const STRANDED: &str = "what a call took whose reply was lost, its caller has when it asks again";
 /// The contract of a script's header.
 pub const CONTRACT: &str = "a script does what its header states";
 /// A script fails.

@@ -251,11 +251,18 @@ const HELD: &[Action] = &[
 use Kind::{
     Accept, Announce, AnyVersion, Back, Crash, Cron, Delete, Demand, Doubt, Evict, EvictAll, EvictTag, Fail, FarBack,
     Foreign, ForeignForever, ForeignHash, HandBack, Increment, Jump, Lag, Late, Load, Lose, LoseGuard, Lost, Manual,
-    OtherTag, Pause, Refresh, RefreshAll, RefreshTag, Repeat, Set, Stranger, Sweep, Tick, Uphold, Vanish, Wake,
+    OtherTag, Pause, Refresh, RefreshAll, RefreshTag, Repeat, Set, Slow, Stranger, Sweep, Tick, Uphold, Vanish, Wake,
 };
 
 /// All scenarios.
 pub const ALL: &[Scenario] = &[
+    Scenario {
+        name: "claims without an answer",
+        job: PLAIN,
+        entries: 1,
+        budget: &[(Demand, 1), (Manual, 1), (Refresh, 1), (Lost, 2), (Slow, 2), (Tick, 1), (Jump, 2), (Back, 1)],
+        setup: &[],
+    },
     Scenario {
         name: "edits",
         job: PLAIN,

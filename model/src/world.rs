@@ -172,6 +172,8 @@ pub struct World {
     pub swept: Vec<(usize, String)>,
     /// A person had removals held back: for that time, whatever becomes of them.
     pub upheld: bool,
+    /// Claims that Redis has not carried out yet although their workers wait no longer.
+    pub late: Vec<(usize, Call)>,
     /// The leases of workers that died: entry, token, and crashes before.
     pub orphans: Vec<(usize, String, u32)>,
     /// The number of actions of each kind that may still happen.
@@ -205,6 +207,7 @@ impl World {
             messages: Vec::new(),
             swept: Vec::new(),
             upheld: false,
+            late: Vec::new(),
             orphans: Vec::new(),
             left,
             counted: 0,

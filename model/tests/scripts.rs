@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use samovar_model::claims;
 use samovar_model::engine::Engine;
 use samovar_model::explorer::{Bounds, hunt, replay, search, tell, walk_once};
 use samovar_model::faults::{KNOWN, MENDED};
@@ -94,6 +95,16 @@ fn guards_hold_what_they_must_and_nothing_else() {
     let engine = Engine::new(None);
     for seed in 0..500 {
         if let Err(violation) = guards::walk(&engine, seed, 200) {
+            panic!("seed {seed}: {violation}");
+        }
+    }
+}
+
+#[test]
+fn claims_and_takes_do_what_their_headers_state() {
+    let engine = Engine::new(None);
+    for seed in 0..500 {
+        if let Err(violation) = claims::walk(&engine, seed, 200) {
             panic!("seed {seed}: {violation}");
         }
     }

@@ -223,7 +223,10 @@ fn handled(world: &mut World, redis: &Redis, id: &str, message: &Published) {
         let Some((job, name)) = Job::of(key) else { continue };
         if job != Job::Art {
             let since = world.made.get(key).map(|made| made.since);
-            if message.evicts && since.is_some_and(|since| since < message.at) {
+            // A page that was made anew since may be the same.
+            let made_at = redis.meta(key).and_then(|meta| meta.split(' ').next()?.parse::<i64>().ok());
+            let is_new = job == Job::Page && made_at.is_some_and(|at| at > message.clock);
+            if message.evicts && !is_new && since.is_some_and(|since| since < message.at) {
                 let told = format!("{key} is there since {:.3}, before {id}", since.unwrap_or_default().as_secs_f64());
                 world.violated(NOT_READABLE, told, name);
             }

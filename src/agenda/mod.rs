@@ -6,19 +6,22 @@
 //! comes too late, or that an invalidation has overtaken, changes nothing. No other module sends a command to an
 //! agenda's key. Modules that batch such a command with their own take it from `ask_score` and similar functions.
 
+mod claims;
 mod refresh;
 mod score;
 mod wakeup;
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use redis::{Cmd, RedisResult, Script};
 use tracing::warn;
+use ulid::Ulid;
 
 use crate::entry::Trigger;
 use crate::entry::duration::millis;
 use crate::entry::{EntryKey, JobName};
+use claims::Claimer;
 pub(crate) use refresh::keep;
 pub use score::{Due, State};
 pub use wakeup::Wakeup;
@@ -143,6 +146,7 @@ pub struct Finished {
 pub struct Agenda {
     redis: Connection,
     keys: Keys,
+    claimer: Arc<Claimer>,
 }
 
 /// Returns the signal that makes dispatchers look at a job's agenda.
@@ -153,7 +157,14 @@ pub fn due_signal(job: &JobName) -> String {
 impl Agenda {
     /// Returns the agendas under these keys.
     pub fn new(redis: Connection, keys: Keys) -> Self {
-        Self { redis, keys }
+        let claimer = Claimer::of(&Ulid::generate().to_string());
+        Self { redis, keys, claimer }
+    }
+
+    /// Claims under this name, unique to a dispatcher and those that take its place.
+    #[must_use]
+    pub fn claiming_as(self, name: &str) -> Self {
+        Self { claimer: Claimer::of(name), ..self }
     }
 
     /// Makes entries due; returns how many moved. An invalidation and a manual request also overtake running entries,
@@ -236,43 +247,70 @@ impl Agenda {
     }
 
     /// Claims at most `most` due entries for `claim`, while at most `cap` are claimed or running; for bulk ones twice,
-    /// for ones of high priority three times as many.
+    /// for ones of high priority three times as many. Besides, it claims anew what an earlier call claimed for this
+    /// caller that was not answered, or that [`Self::abandon`] named; so one call for a job is
+    /// made at a time.
     ///
     /// # Errors
-    /// Redis's.
+    /// Redis's. What the call has claimed all the same, the next one claims anew.
     pub async fn claim(&self, job: &JobName, most: usize, cap: usize, claim: Duration) -> RedisResult<Claims> {
+        let (number, answered) = self.claimer.call(job);
         let reply: Vec<String> = CLAIM
             .key(self.keys.agenda(job))
             .key(self.keys.paused(job))
+            .key(self.keys.last_claim(job, &self.claimer.name))
             .arg(most.min(1_000))
             .arg(cap)
             .arg(millis(claim))
+            .arg(number)
+            .arg(answered)
             .invoke_async(&mut self.redis.clone())
             .await?;
-        let number = |i: usize| reply.get(i).and_then(|text| text.parse::<i64>().ok()).unwrap_or(-1);
-        let (now, next) = (number(0), number(1));
-        let entries = reply[2.min(reply.len())..]
+        let told = |i: usize| reply.get(i).and_then(|text| text.parse::<i64>().ok()).unwrap_or(-1);
+        let (now, next) = (told(0), told(1));
+        let entries: Vec<Claimed> = reply[2.min(reply.len())..]
             .chunks_exact(3)
             .map(|entry| Claimed {
                 key: entry[0].clone(),
                 score: entry[1].clone(),
-                since: Due::from_score(entry[2].parse().unwrap_or_default()).at,
+                // An entry that is claimed anew was due before its claim.
+                since: Due::from_score(entry[2].parse().unwrap_or_default()).at.min(RedisTime::from_millis(now)),
             })
             .collect();
+        // A call without entries leaves the number of an earlier one in Redis.
+        if !entries.is_empty() {
+            self.claimer.answered(job, number);
+        }
         let next = (next >= 0).then(|| Duration::from_millis(u64::try_from(next - now).unwrap_or(0)));
-        Ok(Claims { entries, next, paused: number(1) == -2 })
+        Ok(Claims { entries, next, paused: told(1) == -2 })
+    }
+
+    /// Has the next [`Self::claim`] of a job claim anew what the last one claimed, as far as it is still claimed: it may
+    /// be neither on the queue nor handed back. What is on the queue all the same is handled once, since its task finds
+    /// another score.
+    pub fn abandon(&self, job: &JobName) {
+        self.claimer.forget(job);
     }
 
     /// Takes claimed entries, which then run for at most `time`; returns the score of each while it runs, in order.
-    /// `None` stands for an entry that is not ours any more.
+    /// `None` stands for an entry that is not ours any more. A caller that asks `again`, so long after its first call,
+    /// gets what that took.
     ///
     /// # Errors
-    /// Redis's; the entries are due again when their claims run out.
-    pub async fn take(&self, job: &JobName, entries: &[Claimed], time: Duration) -> RedisResult<Vec<Option<String>>> {
+    /// Redis's; the entries are due again when their claims run out, or that time if they run.
+    pub async fn take(
+        &self,
+        job: &JobName,
+        entries: &[Claimed],
+        time: Duration,
+        again: Option<Duration>,
+    ) -> RedisResult<Vec<Option<String>>> {
+        // Redis may have carried out the first call before, and carries out this one up to a timeout later.
+        let within = again.map_or(Duration::ZERO, |after| after + self.redis.timeout());
         let mut taken = Vec::with_capacity(entries.len());
         for batch in entries.chunks(BATCH) {
             let mut call = TAKE.key(self.keys.agenda(job));
-            call.arg(millis(time));
+            call.arg(millis(time)).arg(millis(within.min(time)));
             for entry in batch {
                 call.arg(&entry.key).arg(&entry.score);
             }

@@ -226,6 +226,11 @@ impl Keys {
         format!("{}:agenda:{{{job}}}", self.prefix)
     }
 
+    /// The last claim by one dispatcher: when it ends (ms), and its number.
+    pub fn last_claim(&self, job: &JobName, claimer: &str) -> String {
+        format!("{}:claim:{{{job}}}:{claimer}", self.prefix)
+    }
+
     /// When a job was paused (ms); absent while it is not paused.
     pub fn paused(&self, job: &JobName) -> String {
         format!("{}:paused:{{{job}}}", self.prefix)

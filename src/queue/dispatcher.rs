@@ -149,7 +149,7 @@ impl Dispatcher {
     /// Moves due entries of one job to the queue, as far as there is room; returns the wait before its next dispatch.
     ///
     /// # Errors
-    /// Redis's; claimed entries come due again.
+    /// Redis's; the next call claims anew what this one has claimed.
     pub async fn dispatch(&self, job: &Job) -> RedisResult<Duration> {
         let closed = self.closed_for(job);
         // An entry that needs no request must not wait, or it expires and is paid for again. So the entries are
@@ -182,19 +182,33 @@ impl Dispatcher {
             self.wakeup.want_room(&job.name, cap.div_ceil(ROOM * self.fleet()));
             return Ok(BUSY);
         }
+        let pushed = self.push_all(job, claims.entries, chunk).await;
+        Ok(match (self.or_abandon(job, pushed)?, inspects) {
+            (false, _) => IDLE,
+            (true, true) => BUSY,
+            (true, false) => Duration::ZERO,
+        })
+    }
+
+    /// Has the next claim claim anew what this one has claimed, where Redis has failed: the entries may be neither on
+    /// the queue nor handed back. Where only a key is of another type, that would fail again.
+    fn or_abandon<T>(&self, job: &Job, done: RedisResult<T>) -> RedisResult<T> {
+        if done.as_ref().is_err_and(|error| !is_of_keys(error)) {
+            self.agenda.abandon(&job.name);
+        }
+        done
+    }
+
+    /// Puts claimed entries on the queue; returns true where all found room.
+    async fn push_all(&self, job: &Job, mut entries: Vec<Claimed>, chunk: usize) -> RedisResult<bool> {
         let mut found_room = true;
-        let mut entries = claims.entries;
         // Each push of urgent entries goes before all that is queued, so the highest priority is pushed after bulk.
         for priority in [Priority::Bulk, Priority::High, Priority::Normal] {
             let (these, rest) = entries.into_iter().partition(|entry| entry.due().priority == priority);
             entries = rest;
             found_room &= self.push(job, these, chunk, priority > Priority::Normal).await?;
         }
-        Ok(match (found_room, inspects) {
-            (false, _) => IDLE,
-            (true, true) => BUSY,
-            (true, false) => Duration::ZERO,
-        })
+        Ok(found_room)
     }
 
     /// Defers due entries of a job whose upstreams are closed for `wait`, and keeps their old values until then;
@@ -203,25 +217,29 @@ impl Dispatcher {
         // Not so long that a raised budget goes unnoticed.
         let wait = wait.clamp(DEFER_TIME.0, DEFER_TIME.1);
         let claims = self.agenda.claim(&job.name, CLOSED_CAP, CLOSED_CAP, self.claim).await?;
-        let more = claims.next.unwrap_or(IDLE);
-        let keys: Vec<EntryKey> = claims.entries.iter().map(|entry| EntryKey::new(entry.key.as_str())).collect();
+        if claims.entries.is_empty() {
+            return Ok(wait.min(claims.next.unwrap_or(IDLE)).clamp(BUSY, IDLE));
+        }
+        let put_off = self.put_off(job, claims.entries, wait).await;
+        self.or_abandon(job, put_off)?;
+        Ok(BUSY)
+    }
+
+    /// Keeps the old values of claimed entries for `wait`, and hands the entries back until then.
+    async fn put_off(&self, job: &Job, entries: Vec<Claimed>, wait: Duration) -> RedisResult<()> {
+        let keys: Vec<EntryKey> = entries.iter().map(|entry| EntryKey::new(entry.key.as_str())).collect();
         // By then the entry has waited for its upstream and is fetched, or has come here again.
         let time = wait.mul_f32(1.25) + self.claim + self.jobs.fetch_time(job);
         let lives = keys.iter().map(|key| self.store.extend_stale(key, time, job.warm.stale_if_error));
         futures_util::future::try_join_all(lives).await?;
-        let back: Vec<Finished> = claims
-            .entries
+        let back: Vec<Finished> = entries
             .into_iter()
             .map(|Claimed { key, score, .. }| {
                 let wait = wait.mul_f64(rand::random_range(1.0..=1.25));
                 Finished { key, score, next: Next::In(wait), outcome: Some(Outcome::Deferred) }
             })
             .collect();
-        if back.is_empty() {
-            return Ok(wait.min(more).clamp(BUSY, IDLE));
-        }
-        self.agenda.finish(&job.name, &back, "").await?;
-        Ok(BUSY)
+        self.agenda.finish(&job.name, &back, "").await
     }
 
     /// Puts entries on the queue, and back on the agenda where it is full; returns true where all found room.

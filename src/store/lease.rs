@@ -233,25 +233,28 @@ impl Store {
     /// # Errors
     /// Redis's. If the answer was lost the lease may be there: nobody fetches until it ends.
     pub async fn lease(&self, key: &EntryKey, time: Duration, fresh: Fresh) -> RedisResult<Leased> {
-        let token = self.token();
+        self.lease_as(key, self.token(), time, fresh).await
+    }
+
+    async fn lease_as(&self, key: &EntryKey, token: String, time: Duration, fresh: Fresh) -> RedisResult<Leased> {
         let begun = Instant::now();
         let reply = self.lease_call(key, &token, time, fresh).invoke_async(&mut self.redis.clone()).await?;
         leased(reply, token, begun, time)
     }
 
-    /// Begins a fetch as [`Store::lease`] does. Runs `then`, and asks for [`Lease::lost`], in the same round trip once
-    /// the lease is taken. If Redis does not tell, data count as lost when the fetch began.
+    /// Begins a fetch as [`Store::lease`] does, under a token of the caller. Runs `then`, and asks for [`Lease::lost`],
+    /// in the same round trip once the lease is taken. If Redis does not tell, data count as lost when the fetch began.
     ///
     /// # Errors
-    /// As [`Store::lease`].
+    /// Redis's. The lease may be there: release it.
     pub async fn lease_and<T: FromRedisValue>(
         &self,
         key: &EntryKey,
+        token: String,
         time: Duration,
         fresh: Fresh,
         then: &Cmd,
     ) -> RedisResult<(Leased, T)> {
-        let token = self.token();
         let begun = Instant::now();
         let redis = &mut self.redis.clone();
         let mut pipe = redis::pipe();
@@ -262,18 +265,11 @@ impl Store {
         let (mut leased, found) = match reply {
             // A Redis that was started anew has to be told the script; nothing was done.
             Err(e) if e.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript) => {
-                let leased = self.lease(key, time, fresh).await?;
+                let leased = self.lease_as(key, token, time, fresh).await?;
                 lost = self.ask_lost().query_async(redis).await;
                 (leased, then.query_async(redis).await?)
             }
-            reply => {
-                let leased = leased(reply?, token, begun, time)?;
-                if let (Leased::Yes(lease), Err(_)) = (&leased, &found) {
-                    // Nobody would know of it.
-                    self.release(key, &lease.token, None).await?;
-                }
-                (leased, found?)
-            }
+            reply => (leased(reply?, token, begun, time)?, found?),
         };
         if let Leased::Yes(lease) = &mut leased {
             lease.lost = match lost {
@@ -286,7 +282,7 @@ impl Store {
     }
 
     /// Returns the token of a new lease: its holder, and a number.
-    fn token(&self) -> String {
+    pub fn token(&self) -> String {
         static LEASES: AtomicU64 = AtomicU64::new(0);
         format!("{}-{}", self.holder, LEASES.fetch_add(1, Ordering::Relaxed))
     }

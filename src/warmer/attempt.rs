@@ -23,7 +23,7 @@ use futures_util::FutureExt;
 use redis::{RedisError, RedisResult};
 use serde_json::{Map, Value};
 use tokio::sync::MutexGuard;
-use tracing::{debug, error};
+use tracing::error;
 
 use super::freshness::fresh;
 use super::inputs::{Lack, Missing};
@@ -114,7 +114,7 @@ pub(super) struct Attempt<'a> {
     pub(super) gone_input: Option<EntryKey>,
     /// The number of the source that is asked first, and the permit of its upstream, where it has one.
     pub(super) permit: Option<(usize, Option<Permit>)>,
-    /// The token of the lease, while the attempt holds one.
+    /// The token of the lease, while the attempt holds one or may hold one.
     pub(super) token: Option<String>,
     /// An entry that is evicted meanwhile stays away.
     keeps_absent: bool,
@@ -168,9 +168,7 @@ impl Attempt<'_> {
         self.return_permit().await;
         let Some(token) = self.token.take() else { return };
         // An invalidation that marked the lease has marked the value too, or has taken the entry off the agenda.
-        if let Err(e) = self.warmer.store.release(&self.entry.key, &token, None).await {
-            debug!(key = %self.entry.key, "the lease could not be given back; it expires by itself: {e}");
-        }
+        self.warmer.give_back(self.entry.key.clone(), token).await;
     }
 
     /// Gives the permit back unused, which says nothing about the upstream.
@@ -301,41 +299,49 @@ impl Attempt<'_> {
     /// entry's score on the agenda, read in the same round trip.
     async fn lease(&mut self) -> Step<(Box<Lease>, Option<f64>)> {
         let (warmer, job, key) = (self.warmer, self.job, &self.entry.key);
-        let time = warmer.lease_time(job);
         let is_outdated = warmer.is_outdated(job, key, &self.params).await?;
         let fresh = if is_outdated { Fresh::default() } else { fresh(job, self.entry) };
         let fresh = Fresh { absent: self.keeps_absent, ..fresh };
-        let ask_score = warmer.agenda.ask_score(&job.name, key);
         let mut wary = Fresh { most_crashes: Some(SUSPECT_CRASHES), ..fresh };
-        let (mut leased, mut score) = warmer.store.lease_and(key, time, wary, &ask_score).await?;
+        let (mut leased, mut score) = self.ask_lease(wary).await?;
         if let Leased::Fresh { found, .. } = &leased
             && found.was_held_back()
         {
             // However long such a value may live, its source must be asked again.
             wary = Fresh { most_crashes: wary.most_crashes, absent: self.keeps_absent, ..Fresh::default() };
-            (leased, score) = warmer.store.lease_and(key, time, wary, &ask_score).await?;
+            (leased, score) = self.ask_lease(wary).await?;
         }
         // A suspect takes its lease when its turn comes: a crash counts for every entry that has a lease then.
         if let Leased::Poison = leased {
             self.suspect = warmer.suspect.try_lock().ok();
         }
         if self.suspect.is_some() {
-            let fresh = Fresh { most_crashes: None, ..wary };
-            (leased, score) = warmer.store.lease_and(key, time, fresh, &ask_score).await?;
+            (leased, score) = self.ask_lease(Fresh { most_crashes: None, ..wary }).await?;
         }
         match leased {
-            Leased::Yes(lease) => {
-                self.hold(&lease);
-                Ok((lease, score))
-            }
+            Leased::Yes(lease) => Ok((lease, score)),
             refused => Err(Stop::End(self.without_lease(refused).await?)),
         }
     }
 
-    /// Notes that the attempt holds this lease.
-    pub(super) fn hold(&mut self, lease: &Lease) {
-        self.token = Some(lease.token.clone());
-        self.warmer.in_flight.hold(self.entry.place(self.job), Some(lease.token.clone()));
+    /// Asks for the lease, and for the entry's score on the agenda. If the answer is lost, the token is noted all the
+    /// same: the attempt gives back what it may hold.
+    pub(super) async fn ask_lease(&mut self, fresh: Fresh) -> RedisResult<(Leased, Option<f64>)> {
+        let (warmer, key) = (self.warmer, &self.entry.key);
+        let (time, ask_score) = (warmer.lease_time(self.job), warmer.agenda.ask_score(&self.job.name, key));
+        let token = warmer.store.token();
+        self.hold(Some(token.clone()));
+        let (leased, score) = warmer.store.lease_and(key, token, time, fresh, &ask_score).await?;
+        if !matches!(leased, Leased::Yes(_)) {
+            self.hold(None);
+        }
+        Ok((leased, score))
+    }
+
+    /// Notes the token of the lease that the attempt holds or may hold.
+    fn hold(&mut self, token: Option<String>) {
+        self.token.clone_from(&token);
+        self.warmer.in_flight.hold(self.entry.place(self.job), token);
     }
 
     /// Returns the ending of an entry that got no lease.

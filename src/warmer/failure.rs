@@ -135,11 +135,9 @@ impl Attempt<'_> {
     /// # Errors
     /// Redis's.
     pub(super) async fn give_up_input(&mut self, input: &EntryKey, why: &str) -> RedisResult<Ending> {
-        let time = self.warmer.lease_time(self.job);
         let reason = format!("{}{why}", missing(input));
-        match self.warmer.store.lease(&self.entry.key, time, Fresh::default()).await? {
+        match self.ask_lease(Fresh::default()).await?.0 {
             Leased::Yes(lease) => {
-                self.hold(&lease);
                 // The input finds it when it is back, also if it has become a dead letter by then.
                 let inputs = self.job.inputs_of_many(&self.params);
                 self.warmer.store.add_dependant(&self.entry.key, &inputs, lease.time + META_OUTLIVES).await?;

@@ -14,16 +14,20 @@ pub(super) type Place = (JobName, EntryKey, String);
 /// The number of locks: a thread that the system suspends while it holds one delays the others by milliseconds.
 const PARTS: usize = 32;
 
-/// The entries in flight, each with the token of its lease once it has one.
+/// The most leases that are remembered because Redis did not answer when they were given back.
+const OWED: usize = 10_000;
+
+/// The entries in flight, each with the token of its lease once it has or may have one.
 #[derive(Debug)]
 pub(super) struct InFlight {
     parts: [Mutex<HashMap<Place, Option<String>>>; PARTS],
     hasher: RandomState,
+    owed: Mutex<Vec<(EntryKey, String)>>,
 }
 
 impl Default for InFlight {
     fn default() -> Self {
-        Self { parts: array::from_fn(|_| Mutex::default()), hasher: RandomState::new() }
+        Self { parts: array::from_fn(|_| Mutex::default()), hasher: RandomState::new(), owed: Mutex::default() }
     }
 }
 
@@ -36,6 +40,19 @@ impl InFlight {
     /// Removes an entry.
     pub(super) fn end(&self, place: &Place) {
         self.part(place).remove(place);
+    }
+
+    /// Remembers a lease that Redis did not take back, by its token. Beyond a bound, leases expire by themselves.
+    pub(super) fn owe(&self, key: EntryKey, token: String) {
+        let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
+        if owed.len() < OWED {
+            owed.push((key, token));
+        }
+    }
+
+    /// Returns the leases that were not given back, and forgets them.
+    pub(super) fn take_owed(&self) -> Vec<(EntryKey, String)> {
+        std::mem::take(&mut *self.owed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Returns the number of entries.

@@ -221,18 +221,39 @@ impl Warmer {
     }
 
     /// Takes claimed entries for `time`; returns their new scores, `None` for an entry that is no longer claimed by us.
-    /// Sends it again while Redis does not answer: a connection that broke while it was idle is noticed only now.
+    /// Asks again while Redis does not answer, since it may have carried out the first call all the same.
     async fn take(&self, job: &JobName, entries: &[Claimed], time: Duration) -> Option<Vec<Option<String>>> {
-        let until = Instant::now() + self.admission_wait;
+        let begun = Instant::now();
+        let mut again = None;
         loop {
-            match self.agenda.take(job, entries, time).await {
-                Ok(scores) => return Some(scores),
-                Err(_) if Instant::now() < until && !self.drain.is_cancelled() => tokio::time::sleep(RESEND_WAIT).await,
-                Err(e) => {
+            match self.agenda.take(job, entries, time, again).await {
+                Ok(scores) => {
+                    self.give_back_owed().await;
+                    return Some(scores);
+                }
+                Err(e) if begun.elapsed() > self.admission_wait || self.drain.is_cancelled() => {
                     debug!(%job, "a task's entries could not be taken; they come due again: {e}");
                     return None;
                 }
+                Err(_) => tokio::time::sleep(RESEND_WAIT).await,
             }
+            again = Some(begun.elapsed());
+        }
+    }
+
+    /// Gives back the leases that Redis did not take back when their attempts ended.
+    async fn give_back_owed(&self) {
+        let owed = self.in_flight.take_owed();
+        let back = owed.into_iter().map(async |(key, token)| self.give_back(key, token).await);
+        back.collect::<FuturesUnordered<_>>().collect::<()>().await;
+    }
+
+    /// Gives a lease back. If Redis does not answer, it is remembered, also where the answer to taking it was lost:
+    /// Redis may carry both calls out later, in this order.
+    async fn give_back(&self, key: EntryKey, token: String) {
+        if let Err(e) = self.store.release(&key, &token, None).await {
+            debug!(%key, "the lease is not given back yet: {e}");
+            self.in_flight.owe(key, token);
         }
     }
 
@@ -265,6 +286,7 @@ impl Warmer {
     /// Hands back the entries whose attempts were cancelled, with their leases, so that another worker takes them at
     /// once. Call it when no attempt runs any more. Their permits go back with the next [`Gate::refresh`].
     pub async fn hand_back(&self) {
+        self.give_back_owed().await;
         for ((job, key, score), token) in self.in_flight.take() {
             if let Some(token) = token
                 && let Err(e) = self.store.release(&key, &token, None).await

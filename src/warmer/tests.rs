@@ -84,7 +84,7 @@ impl Bench {
     /// Takes an entry of a job that is due by this trigger.
     async fn take(&self, job: &str, name: &str, trigger: Trigger) -> (Arc<Job>, Running) {
         let Chunk { mut entries, .. } = self.claim(job, &[name], trigger).await;
-        let score = self.agenda.take(&JobName::new(job), &entries, LONG).await.unwrap().remove(0).unwrap();
+        let score = self.agenda.take(&JobName::new(job), &entries, LONG, None).await.unwrap().remove(0).unwrap();
         (Arc::clone(&self.jobs.jobs[job]), Running::new(entries.remove(0), score, LONG))
     }
 

@@ -166,7 +166,7 @@ impl<'a> Shared<'a> {
         );
         let id = maintenance::id(&worker);
         let store = Store::new(redis.clone(), keys.clone()).held_by(id);
-        let agenda = Agenda::new(redis.clone(), keys.clone());
+        let agenda = Agenda::new(redis.clone(), keys.clone()).claiming_as(&worker);
         let gates = gates(&jobs, redis, &keys, settings.concurrency, (id, memory));
         Ok(Self {
             settings,

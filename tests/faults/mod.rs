@@ -9,6 +9,7 @@ mod input;
 mod killed;
 mod load;
 mod lost_keys;
+mod lost_replies;
 mod outage;
 mod poison;
 mod sources;

@@ -109,7 +109,7 @@ async fn an_invalidation_between_take_and_lease_leaves_the_entry_due() {
     parts.store.commit(&art("a"), &lease, "1", TTL, &LastAttempt::default()).await.unwrap();
     parts.agenda.put(&job(), &[art("a")], When::NOW, Trigger::Cron).await.unwrap();
     let claimed = parts.agenda.claim(&job(), 10, 10, LONG).await.unwrap().entries;
-    let held = parts.agenda.take(&job(), &claimed, LONG).await.unwrap().remove(0).unwrap();
+    let held = parts.agenda.take(&job(), &claimed, LONG, None).await.unwrap().remove(0).unwrap();
     parts.next_instant().await;
     let message = Message::parse("art:a").unwrap();
     parts.invalidator(&jobs).handle(&message, parts.now().await).await.unwrap();

@@ -14,7 +14,7 @@ use crate::support::{Art, Parts, TestRedis, art, both, eventually, job};
 
 async fn claim_and_take(parts: &Parts) -> (Claimed, String) {
     let claimed = parts.agenda.claim(&job(), 10, 10, LONG).await.unwrap().entries.remove(0);
-    let held = parts.agenda.take(&job(), std::slice::from_ref(&claimed), LONG).await.unwrap().remove(0).unwrap();
+    let held = parts.agenda.take(&job(), std::slice::from_ref(&claimed), LONG, None).await.unwrap().remove(0).unwrap();
     (claimed, held)
 }
 
@@ -29,10 +29,10 @@ async fn an_invalidation_between_claim_and_take_needs_no_other_claim() {
     let at = parts.now().await;
     parts.invalidator(&jobs).handle(&Message::parse("art:a").unwrap(), at).await.unwrap();
     // It goes before what it was claimed with.
-    assert_eq!(parts.agenda.take(&job(), &claimed, LONG).await.unwrap(), [None]);
+    assert_eq!(parts.agenda.take(&job(), &claimed, LONG, None).await.unwrap(), [None]);
     let claimed = parts.agenda.claim(&job(), 10, 10, LONG).await.unwrap().entries;
     parts.invalidator(&jobs).handle(&Message::parse("art:a").unwrap(), at).await.unwrap();
-    assert!(parts.agenda.take(&job(), &claimed, LONG).await.unwrap()[0].is_some(), "the claim holds");
+    assert!(parts.agenda.take(&job(), &claimed, LONG, None).await.unwrap()[0].is_some(), "the claim holds");
     parts.next_instant().await;
     for fresh in [
         Fresh::ours(),

@@ -50,11 +50,12 @@ pub enum Kind {
     Accept,
     Uphold,
     LoseGuard,
+    Slow,
 }
 
 impl Kind {
     /// The number of kinds.
-    pub const COUNT: usize = Self::LoseGuard as usize + 1;
+    pub const COUNT: usize = Self::Slow as usize + 1;
 }
 
 /// One step.
@@ -86,6 +87,10 @@ pub enum Action {
     Work(usize),
     /// As above; the reply is lost.
     WorkLost(usize),
+    /// A worker claims, and gives up before Redis carries it out.
+    WorkLate(usize),
+    /// Redis carries out the oldest such claim.
+    Arrive,
     /// A worker's request fails.
     Fail(usize),
     /// A worker's request is answered with the content before.
@@ -203,7 +208,10 @@ impl Action {
             Self::Accept => Kind::Accept,
             Self::Uphold => Kind::Uphold,
             Self::LoseGuard => Kind::LoseGuard,
-            Self::Message(_) | Self::Work(_) | Self::Rescue | Self::Load(_) | Self::Forget => return None,
+            Self::WorkLate(_) => Kind::Slow,
+            Self::Message(_) | Self::Work(_) | Self::Arrive | Self::Rescue | Self::Load(_) | Self::Forget => {
+                return None;
+            }
         })
     }
 }
@@ -251,6 +259,7 @@ impl World {
             let is_other = n == 1 && worker.task.is_none() && self.workers[0].task.is_none();
             if !is_other && self.has_work(engine, n) {
                 all.extend([Action::Work(n), Action::WorkLost(n)]);
+                all.extend(worker.task.is_none().then_some(Action::WorkLate(n)));
             }
             if let Some(task) = &worker.task {
                 all.push(Action::Crash(n));
@@ -259,6 +268,7 @@ impl World {
                 }
             }
         }
+        all.extend((!self.late.is_empty()).then_some(Action::Arrive));
         if !self.orphans.is_empty() {
             all.push(Action::Rescue);
         }
@@ -315,9 +325,11 @@ impl World {
             Action::MessageCrash(n) => self.begin_anew(n),
             Action::Work(n) => self.work(engine, n, How::Well)?,
             Action::WorkLost(n) => self.work(engine, n, How::Lost)?,
+            Action::WorkLate(n) => self.work(engine, n, How::Late)?,
+            Action::Arrive => self.arrive(engine)?,
             Action::Fail(n) => self.work(engine, n, How::Fails)?,
             Action::Lag(n) => self.work(engine, n, How::Lags)?,
-            Action::Crash(n) => self.crash(n),
+            Action::Crash(n) => self.crash(engine, n),
             Action::HandBack(n) => self.hand_back(engine, n)?,
             Action::Rescue => self.rescue(engine)?,
             Action::Load(entry) => {

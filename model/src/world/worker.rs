@@ -3,9 +3,10 @@
 mod commit;
 
 use super::{ENTRIES, Step, Violation, World, violated};
-use crate::calls::{self, AHEAD, Attempt, Fresh, LEASE, REMEMBERED, SHORT_WAIT};
+use crate::calls::{self, AHEAD, ANSWER, Attempt, Fresh, LEASE, REMEMBERED, RUN, SHORT_WAIT};
+use crate::commands::Reply;
 use crate::engine::{Engine, Meta};
-use crate::properties::{self, COSTS, PAID_FOR_DOUBT, SCRIPT_FAILS, TWO_FETCHES};
+use crate::properties::{self, COSTS, PAID_FOR_DOUBT, SCRIPT_FAILS, STRANDED, TWO_FETCHES};
 
 /// Rounds of fetch and commit under one lease.
 const ROUNDS: u8 = 3;
@@ -30,6 +31,10 @@ pub struct Worker {
     life: (u8, u8),
     /// The work in hand.
     pub task: Option<Task>,
+    /// The numbers of its last claim, and of the last that was answered.
+    claims: (u64, u64),
+    /// Entries that it has claimed in calls without an answer: their scores.
+    stranded: Vec<(usize, String)>,
 }
 
 /// An entry in a worker's hands.
@@ -40,6 +45,8 @@ pub struct Task {
     score: String,
     since: i64,
     trigger: u8,
+    /// When it was first taken, and the score then, if no answer came.
+    taken: Option<(i64, String)>,
     /// The lease, while it believes to hold one.
     pub lease: Option<Lease>,
     /// The next step.
@@ -143,6 +150,8 @@ pub(crate) enum How {
     Well,
     /// The script runs, and its reply is lost.
     Lost,
+    /// The script runs later, and nobody waits for its reply.
+    Late,
     /// The upstream fails.
     Fails,
     /// The upstream answers with the content before.
@@ -299,15 +308,72 @@ impl World {
     }
 
     fn claim(&mut self, engine: &Engine, worker: usize, how: How) -> Step {
-        let reply = self.run(engine, &calls::claim(1))?;
-        if how == How::Lost || reply.parts().len() < 5 {
+        let claims = &mut self.workers[worker].claims;
+        claims.0 += 1;
+        let (number, answered) = *claims;
+        let call = calls::claim(worker, 1, number, answered);
+        if how == How::Late {
+            self.late.push((worker, call));
+            return Ok(());
+        }
+        let reply = self.run(engine, &call)?;
+        if how == How::Lost {
+            self.strand(worker, &reply);
+            return Ok(());
+        }
+        self.is_answered(engine, worker, &reply)?;
+        if reply.parts().len() < 5 {
             return Ok(());
         }
         let [entry, score, before] = [2, 3, 4].map(|n| reply.part(n).text());
         let Some(entry) = ENTRIES.iter().position(|of| *of == entry) else { return Ok(()) };
-        let since = engine.due(before.parse().unwrap_or_default()).at;
+        let since = engine.due(before.parse().unwrap_or_default()).at.min(self.now());
         let trigger = engine.due(score.parse().unwrap_or_default()).trigger;
-        self.workers[worker].task = Some(Task { entry, score, since, trigger, lease: None, stage: Stage::Claimed });
+        let stage = Stage::Claimed;
+        self.workers[worker].task = Some(Task { entry, score, since, trigger, taken: None, lease: None, stage });
+        Ok(())
+    }
+
+    /// Notes the entries that a call has claimed without an answer.
+    fn strand(&mut self, worker: usize, reply: &Reply) {
+        for claimed in reply.parts().get(2..).unwrap_or_default().chunks(3) {
+            let entry = ENTRIES.iter().position(|of| *of == claimed[0].text());
+            self.workers[worker].stranded.extend(entry.map(|entry| (entry, claimed[1].text())));
+        }
+    }
+
+    /// `Claimer::answered`; what earlier calls have claimed is claimed anew.
+    fn is_answered(&mut self, engine: &Engine, worker: usize, reply: &Reply) -> Step {
+        // A paused job claims nothing, not even that.
+        if reply.part(1).text() == "-2" {
+            return Ok(());
+        }
+        let claimed: Vec<String> = reply.parts().iter().skip(2).step_by(3).map(Reply::text).collect();
+        let now = self.now();
+        for (entry, score) in std::mem::take(&mut self.workers[worker].stranded) {
+            let is_over = engine.due(score.parse().unwrap_or_default()).at <= now;
+            let stays = !is_over && self.db.score(calls::AGENDA, ENTRIES[entry]) == score.parse().ok();
+            if stays && !claimed.iter().any(|of| of == ENTRIES[entry]) {
+                return violated(STRANDED, format!("{} is claimed, and its claimer does not know", ENTRIES[entry]));
+            }
+        }
+        let claims = &mut self.workers[worker].claims;
+        if !claimed.is_empty() {
+            claims.1 = claims.0;
+        }
+        // The last claim says the same as none, so that states stay few.
+        if self.late.iter().all(|(of, _)| *of != worker) {
+            *claims = (0, 0);
+            engine.command(&mut self.db, &["DEL", &calls::last_claim(worker)]);
+        }
+        Ok(())
+    }
+
+    /// Redis carries out a claim late, and nobody waits for its answer.
+    pub(crate) fn arrive(&mut self, engine: &Engine) -> Step {
+        let (worker, call) = self.late.remove(0);
+        let reply = self.run(engine, &call)?;
+        self.strand(worker, &reply);
         Ok(())
     }
 
@@ -318,11 +384,24 @@ impl World {
         if self.known[task.entry].left == now || self.epoch > 0 {
             engine.set_clock(&mut self.db, now + 1);
         }
-        let reply = self.run(engine, &calls::take(ENTRIES[task.entry], &task.score))?;
+        let now = self.now();
+        let again = task.taken.as_ref().map(|(at, _)| now - at);
+        let reply = self.run(engine, &calls::take(ENTRIES[task.entry], &task.score, again))?;
         let score = reply.part(0).text();
-        // Sent again after a lost reply, it finds the entry running.
-        let is_ours = how != How::Lost && !score.is_empty();
-        self.workers[worker].task = is_ours.then_some(Task { score, stage: Stage::Running, ..task });
+        if let Some((at, before)) = &task.taken
+            && score != *before
+            && self.db.score(calls::AGENDA, ENTRIES[task.entry]) == before.parse().ok()
+            && (0..RUN - ANSWER).contains(&(now - at))
+        {
+            return violated(STRANDED, format!("{} runs, and its worker does not know", ENTRIES[task.entry]));
+        }
+        if how == How::Lost {
+            let taken = task.taken.or(Some((now, score)));
+            self.workers[worker].task = Some(Task { taken, ..task });
+            return Ok(());
+        }
+        let taken = Task { score, taken: None, stage: Stage::Running, ..task };
+        self.workers[worker].task = Some(taken).filter(|task| !task.score.is_empty());
         Ok(())
     }
 
@@ -542,9 +621,12 @@ impl World {
     }
 
     /// Ends a worker's process, which another one replaces.
-    pub(crate) fn crash(&mut self, worker: usize) {
+    pub(crate) fn crash(&mut self, engine: &Engine, worker: usize) {
         let task = self.workers[worker].task.take();
-        self.workers[worker].life = (self.workers[worker].life.0 + 1, 0);
+        self.workers[worker] = Worker { life: (self.workers[worker].life.0 + 1, 0), ..Worker::default() };
+        // Nobody claims under its name any more.
+        self.late.retain(|(of, _)| *of != worker);
+        engine.command(&mut self.db, &["DEL", &calls::last_claim(worker)]);
         if let Some(Task { entry, lease: Some(lease), .. }) = task {
             let crashes = lease.before.as_ref().map_or(0, |meta| meta.crashes);
             self.orphans.push((entry, lease.token, crashes));

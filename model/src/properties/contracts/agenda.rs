@@ -111,19 +111,28 @@ pub(super) fn claim(engine: &Engine, before: &Db, after: &Db, call: &Call, reply
     let holds = |due: &Due| matches!(due.state.as_str(), "claimed" | "running");
     let is_due = |due: &Due| due.at <= now;
     type Class<'a> = (usize, &'a dyn Fn(&Due) -> bool);
-    let classes: [Class<'_>; 8] = [
+    let classes: [Class<'_>; 9] = [
         (3, &|due| is(due, "urgent", 2) && is_due(due)),
         (3, &|due| holds(due) && due.priority == 2 && due.at <= now),
         (2, &|due| is(due, "urgent", 1) && is_due(due)),
         (3, &|due| is(due, "urgent", 2) && due.at > now + 900_000),
         (2, &|due| is(due, "urgent", 1) && due.at > now + 900_000),
         (2, &|due| holds(due) && due.at <= now),
+        (2, &|due| due.state == "claimed" && due.at > now + CLAIM + 60_000 && due.at <= future),
         (2, &|due| holds(due) && due.at > future),
         (1, &|due| due.state == "scheduled" && due.at <= now),
     ];
     let mut room = call.args[0].parse::<usize>().unwrap_or(0);
-    let mut held = all.iter().filter(|(_, due)| holds(due) && due.at > now && due.at <= future).count();
     let mut expected: Vec<(&str, &Due)> = Vec::new();
+    let last = before.text(&call.keys[2]).and_then(|last| last.split_once(' '));
+    if let Some((ended, _)) = last.filter(|(_, number)| *number != call.args[4]) {
+        let is_lost = |due: &Due| due.state == "claimed" && due.at.to_string() == ended;
+        expected.extend(all.iter().filter(|(_, due)| is_lost(due)).map(|(entry, due)| (*entry, due)));
+    }
+    let is_held = |entry: &str, due: &Due| {
+        expected.iter().any(|(of, _)| *of == entry) || holds(due) && due.at > now && due.at <= future
+    };
+    let mut held = all.iter().filter(|(entry, due)| is_held(entry, due)).count();
     for (times, class) in classes {
         for (entry, due) in &all {
             if class(due) && room > 0 && held < times * CAP && !expected.iter().any(|(of, _)| of == entry) {
@@ -151,6 +160,15 @@ pub(super) fn claim(engine: &Engine, before: &Db, after: &Db, call: &Call, reply
             return violated(CONTRACT, format!("claim.lua: {entry} moved"));
         }
     }
+    let noted = if claimed.is_empty() {
+        before.text(&call.keys[2]).map(str::to_owned)
+    } else {
+        Some(format!("{} {}", now + CLAIM, call.args[3]))
+    };
+    let expires = after.slot(&call.keys[2]).and_then(|slot| slot.expires);
+    if after.text(&call.keys[2]).map(str::to_owned) != noted || noted.is_some() && expires.is_none() {
+        return violated(CONTRACT, format!("claim.lua: the last claim is not {noted:?}"));
+    }
     let next = after.members(AGENDA).iter().map(|(score, _)| engine.due(score.0).at).min().unwrap_or(-1);
     if reply.part(1).text() != next.to_string() || reply.part(0).text() != now.to_string() {
         return violated(CONTRACT, format!("claim.lua: due next at {:?}, not {next}", reply.part(1)));
@@ -159,19 +177,22 @@ pub(super) fn claim(engine: &Engine, before: &Db, after: &Db, call: &Call, reply
 }
 
 pub(super) fn take(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Reply) -> Step {
-    let (entry, score) = (call.args[1].as_str(), call.args[2].parse::<f64>().ok());
-    let old = before.score(AGENDA, entry);
+    let within = call.args[1].parse::<i64>().unwrap_or(0);
+    let (entry, score) = (call.args[2].as_str(), call.args[3].parse::<f64>().ok());
+    let (old, now) = (before.score(AGENDA, entry), before.now());
     let was = score.map(|score| engine.due(score));
-    let expected = match was.filter(|_| old.is_some() && old == score) {
-        Some(was) => Some(Due { at: before.now() + RUN, state: "running".into(), ..was }),
-        None => decoded(engine, before, entry),
-    };
+    let is_claimed = old.is_some() && old == score;
+    let present = decoded(engine, before, entry);
+    let running = was.map(|was| Due { at: now + RUN, state: "running".into(), ..was });
+    let began = present.clone().filter(|due| within > 0 && due.at >= now + RUN - within);
+    let is_ours = is_claimed || began.is_some() && began.map(|due| Due { at: now + RUN, ..due }) == running;
+    let expected = if is_claimed { running } else { present };
     let taken = reply.part(0).text();
     let right = taken.is_empty() || taken.parse().ok() == after.score(AGENDA, entry);
-    if decoded(engine, after, entry) != expected || !right || taken.is_empty() == (old.is_some() && old == score) {
+    if decoded(engine, after, entry) != expected || !right || taken.is_empty() == is_ours {
         return violated(
             CONTRACT,
-            format!("take.lua: {entry} is {:?}, not {expected:?}", decoded(engine, after, entry)),
+            format!("take.lua: {entry} is {:?}, not {expected:?}; {taken:?}", decoded(engine, after, entry)),
         );
     }
     Ok(())
