@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use redis::RedisResult;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -55,6 +56,10 @@ pub(super) struct Published {
     id: String,
     /// Live workers; without one, the message waits.
     workers: usize,
+    /// The number of values under the named keys that are removed and that nothing makes anew: no job has such a key
+    /// any more. Absent if there are none; patterns and tags are counted by a dry run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unowned: Option<usize>,
 }
 
 /// Invalidate values
@@ -85,9 +90,20 @@ pub(super) async fn invalidate(
         let _turn = fleet.admin.turn().await;
         return Ok(Json(parts.ops.of_fleet().await?.dry_run(&message).await?).into_response());
     }
+    // The message is sent, whether or not this can be read.
+    let unowned = unowned(&parts.ops, &message).await.ok().filter(|values| *values > 0);
     let id = inbox::publish(&mut parts.ops.redis.clone(), &parts.ops.keys, &message).await?;
     let workers = parts.workers.load(std::sync::atomic::Ordering::Relaxed);
-    Ok((StatusCode::ACCEPTED, Json(Published { id, workers })).into_response())
+    Ok((StatusCode::ACCEPTED, Json(Published { id, workers, unowned })).into_response())
+}
+
+/// Counts the values of no job that the fleet knows, as [`Ops::unowned`] does.
+async fn unowned(ops: &Ops, message: &Message) -> RedisResult<usize> {
+    match ops.unowned(message).await? {
+        0 => Ok(0),
+        // Other workers may have other files.
+        _ => ops.of_fleet().await?.unowned(message).await,
+    }
 }
 
 /// Refuses names that match no job that the fleet knows, most likely because they are misspelt, and a key that looks

@@ -53,7 +53,7 @@ fn tell_value(entry: &Entry) {
         None => println!("(no value)"),
     }
     println!();
-    say("job", entry.job.clone().unwrap_or_else(|| "none: no job's key pattern matches".to_owned()));
+    say("job", entry.job.clone().unwrap_or_else(|| no_job(entry)));
     if entry.job_is_left {
         say("left", "no running worker knows the job, so nothing is fetched: `samovar jobs` says more".to_owned());
     }
@@ -125,6 +125,18 @@ fn tell_value(entry: &Entry) {
     }
 }
 
+/// Returns what follows from a key that no job has.
+fn no_job(entry: &Entry) -> String {
+    let none = "none: no job's key pattern matches (`samovar jobs` shows them)";
+    match entry.written_by_samovar {
+        true => format!(
+            "{none}, so nothing makes the value anew: it stays until it expires, or until `samovar invalidate KEY` \
+             removes it"
+        ),
+        false => none.to_owned(),
+    }
+}
+
 /// Prints when the value was fetched, and whether an earlier job file made it.
 fn tell_origin(entry: &Entry) {
     let now = entry.now_ms;
@@ -143,6 +155,7 @@ fn tell_origin(entry: &Entry) {
 fn since_invalidation(entry: &Entry) -> String {
     match (&entry.other_type, stays_absent(entry)) {
         (Some(other), _) => format!("not fetched while the key holds a {other}"),
+        (None, _) if entry.job.is_none() => "not fetched again, as no job has the key".to_owned(),
         (None, true) => ABSENT.to_owned(),
         (None, false) => "not fetched again yet".to_owned(),
     }

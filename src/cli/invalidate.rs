@@ -107,6 +107,9 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings, env: &Enviro
         Action::Evict | Action::Warm => Some(Absent::default()),
     };
     known.left.iter().for_each(|job| complain(not_fetched(job.as_str())));
+    if known.unowned > 0 {
+        complain(unowned(known.unowned));
+    }
     let id = publish(&mut session, &message).await?;
     // The message is sent, whether or not this can be read.
     let workers = session.count_workers().await.ok();
@@ -116,6 +119,7 @@ pub(super) async fn run(args: &InvalidateArgs, settings: &Settings, env: &Enviro
             "id": id, "message": message, "names_checked": known.ops.is_some(), "workers": workers,
             "absent": absent.as_ref().map(|absent| &absent.keys),
             "absent_fetched": absent.as_ref().and_then(|absent| absent.fetched.as_ref()),
+            "unowned": known.unowned,
             "jobs_left": known.left.iter().map(JobName::as_str).collect::<Vec<_>>(),
             "jobs_paused": names(&known.paused),
             "removals_held_back": names(&known.held_back),
@@ -148,6 +152,8 @@ struct Known {
     held_back: Vec<(JobName, String)>,
     /// The jobs that no running worker knows.
     left: BTreeSet<JobName>,
+    /// The values of no job that are removed.
+    unowned: usize,
     /// The paused jobs of which entries would be fetched, each with the time since then.
     paused: Vec<(JobName, String)>,
 }
@@ -156,8 +162,9 @@ impl Known {
     async fn read(ops: Ops, message: &Message) -> Self {
         let held_back = held_back(&ops, message).await.unwrap_or_default();
         let left = ops.left_by(message).await.unwrap_or_default();
+        let unowned = ops.unowned(message).await.unwrap_or_default();
         let paused = paused(&ops, message).await.unwrap_or_default();
-        Self { ops: Some(ops), held_back, left, paused }
+        Self { ops: Some(ops), held_back, left, unowned, paused }
     }
 }
 
@@ -289,6 +296,15 @@ fn not_fetched(job: &str) -> String {
     )
 }
 
+/// Returns the warning that values of no job are lost with an invalidation.
+fn unowned(values: usize) -> String {
+    let (are, them) = if values == 1 { ("value of no job is", "it") } else { ("values of no job are", "them") };
+    format!(
+        "{values} {are} removed, and nothing makes {them} anew: an earlier job file made {them}, or a service loaded \
+         {them}"
+    )
+}
+
 /// Prints what a message would do.
 async fn dry_run(
     args: &InvalidateArgs,
@@ -306,9 +322,9 @@ async fn dry_run(
         print_json(&shown);
         return Ok(exit::OK);
     }
-    let DryRun { effect: Effect { jobs, removed, dependants }, at_most, budgets, .. } = shown;
+    let DryRun { effect: Effect { jobs, removed, unowned: lost, dependants }, at_most, budgets, .. } = shown;
     if jobs.is_empty() {
-        println!("It concerns no entry.");
+        println!("It concerns no entry{}", if lost > 0 { " of a job." } else { "." });
     } else if message.action == Action::Evict {
         println!("These values would be removed at once. What warmups and demands would fetch anew, at most:");
     } else if at_most {
@@ -319,6 +335,9 @@ async fn dry_run(
             Some(values) => println!("{}", warm::removed(*values, &job)),
             None => warm::tell(plan, &job, at_most),
         }
+    }
+    if lost > 0 {
+        println!("{}.", unowned(lost));
     }
     if !dependants.is_empty() {
         let names = Vec::from_iter(dependants);

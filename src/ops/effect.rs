@@ -19,6 +19,10 @@ pub struct Effect {
     /// By job, the number of values that are removed and not fetched anew: no running worker knows the job.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub removed: BTreeMap<String, usize>,
+    /// The number of values that are removed and that nothing makes anew: no job has such a key any more. An earlier job
+    /// file made them, or a service loaded them.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub unowned: usize,
     /// Jobs whose entries are made from these. Those whose inputs change are made again, which comes in addition.
     pub dependants: BTreeSet<String>,
 }
@@ -39,8 +43,16 @@ pub struct DryRun {
     pub budgets: Vec<BudgetLeft>,
 }
 
-/// The keys that a message names, by job.
-type Named = BTreeMap<JobName, BTreeSet<EntryKey>>;
+/// Keys by job.
+type Keys = BTreeMap<JobName, BTreeSet<EntryKey>>;
+
+/// The keys that a message names.
+#[derive(Default)]
+struct Named {
+    jobs: Keys,
+    /// Those of no job, of which there is a value that Samovar or its library wrote.
+    unowned: BTreeSet<EntryKey>,
+}
 
 impl Ops {
     /// Counts the entries that a message concerns, and the requests that it would cause.
@@ -52,13 +64,15 @@ impl Ops {
         let mut named = self.named(message, &left).await?;
         let kept = match message.action {
             Action::Refresh => self.kept(message, &left).await?,
-            Action::Evict | Action::Warm => Named::new(),
+            Action::Evict | Action::Warm => Keys::new(),
         };
         for (name, keys) in &kept {
-            named.entry(name.clone()).or_default().extend(keys.iter().cloned());
+            named.jobs.entry(name.clone()).or_default().extend(keys.iter().cloned());
         }
-        let mut effect = Effect { dependants: dependants(&self.jobs, named.keys()), ..Effect::default() };
-        for (name, keys) in named {
+        let unowned = if message.action == Action::Warm { 0 } else { named.unowned.len() };
+        let dependants = dependants(&self.jobs, named.jobs.keys());
+        let mut effect = Effect { unowned, dependants, ..Effect::default() };
+        for (name, keys) in named.jobs {
             let Some(job) = self.jobs.jobs.get(&name) else { continue };
             let (mut entries, is_left) = (0, left.contains(&name));
             for page in Vec::from_iter(keys).chunks(PAGE) {
@@ -109,26 +123,42 @@ impl Ops {
         Ok(left)
     }
 
-    /// Returns the keys of jobs that a message names. Of a job in `left`, which no running worker knows, workers handle
-    /// what is on its agenda.
-    async fn named(&self, message: &Message, left: &BTreeSet<JobName>) -> RedisResult<Named> {
-        let mut named = Named::new();
-        self.add(&mut named, message.keys.iter().map(|key| EntryKey::new(key.as_str())));
-        for glob in &message.patterns {
-            self.add_matching(&mut named, glob).await?;
+    /// Counts the values of no job under the keys that a message names: workers remove them, and nothing makes them
+    /// anew. Patterns and tags are not looked up.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub async fn unowned(&self, message: &Message) -> RedisResult<usize> {
+        if message.action == Action::Warm {
+            return Ok(0);
         }
-        for job in message.jobs.iter().filter_map(|name| self.jobs.jobs.get(name.as_str())) {
-            if left.contains(&job.name) {
-                self.add(&mut named, self.agenda.matching(&job.name, "*").await?);
-                continue;
+        let mut named = Named::default();
+        self.add(&mut named, message.keys.iter().map(|key| EntryKey::new(key.as_str()))).await?;
+        Ok(named.unowned.len())
+    }
+
+    /// Returns the keys that a message names. Of a job in `left`, which no running worker knows, and of one that nobody
+    /// knows, workers handle what is on its agenda.
+    async fn named(&self, message: &Message, left: &BTreeSet<JobName>) -> RedisResult<Named> {
+        let mut named = Named::default();
+        self.add(&mut named, message.keys.iter().map(|key| EntryKey::new(key.as_str()))).await?;
+        for glob in &message.patterns {
+            self.add_matching(&mut named, glob, None).await?;
+        }
+        for name in &message.jobs {
+            match self.jobs.jobs.get(name.as_str()).filter(|job| !left.contains(&job.name)) {
+                Some(job) => self.add_matching(&mut named, &job.key.glob(), Some(job)).await?,
+                None => {
+                    let on_agenda = self.agenda.matching(&JobName::new(name.as_str()), "*").await?;
+                    self.add(&mut named, on_agenda).await?;
+                }
             }
-            self.add_matching(&mut named, &job.key.glob()).await?;
         }
         for tag in &message.tags {
             let mut cursor = Some(0);
             while let Some(from) = cursor {
                 let (next, found) = self.store.tagged(tag, from).await?;
-                self.add(&mut named, found);
+                self.add(&mut named, found).await?;
                 cursor = (next != 0).then_some(next);
             }
         }
@@ -140,8 +170,8 @@ impl Ops {
 
     /// Returns the entries, absent or not, that jobs keep warm and a message names by job, and those that they list and
     /// it names by pattern.
-    async fn kept(&self, message: &Message, left: &BTreeSet<JobName>) -> RedisResult<Named> {
-        let mut kept = Named::new();
+    async fn kept(&self, message: &Message, left: &BTreeSet<JobName>) -> RedisResult<Keys> {
+        let mut kept = Keys::new();
         for job in self.jobs.jobs.values().filter(|job| !left.contains(&job.name)) {
             let is_named = message.jobs.iter().any(|name| name == job.name.as_str());
             let globs: Vec<&String> = message.patterns.iter().filter(|glob| job.key.may_match(glob)).collect();
@@ -162,21 +192,29 @@ impl Ops {
         Ok(kept)
     }
 
-    /// Adds those of these keys that are a job's.
-    fn add(&self, named: &mut Named, keys: impl IntoIterator<Item = EntryKey>) {
+    /// Adds keys: those of jobs, and those of no job under which Samovar or its library keeps a value.
+    async fn add(&self, named: &mut Named, keys: impl IntoIterator<Item = EntryKey>) -> RedisResult<()> {
+        let keys = keys.into_iter().filter(|key| !self.keys.is_own(key.as_str()));
+        let mut unowned = Vec::new();
         for key in keys {
-            if let Some((job, _)) = self.jobs.owner(key.as_str())
-                && !self.keys.is_own(key.as_str())
-            {
-                named.entry(job.name.clone()).or_default().insert(key);
+            match self.jobs.owner(key.as_str()) {
+                Some((job, _)) => _ = named.jobs.entry(job.name.clone()).or_default().insert(key),
+                None => unowned.push(key),
             }
         }
+        for page in unowned.chunks(PAGE) {
+            let found = page.iter().zip(self.store.snapshots(page).await?);
+            named.unowned.extend(found.filter(|(_, value)| value.ours().is_some()).map(|(key, _)| key.clone()));
+        }
+        Ok(())
     }
 
-    async fn add_matching(&self, named: &mut Named, glob: &str) -> RedisResult<()> {
+    /// Adds the keys that match a glob, or those of them that are `only` this job's.
+    async fn add_matching(&self, named: &mut Named, glob: &str, only: Option<&KnownJob>) -> RedisResult<()> {
         let mut scan = Scan::new(glob);
         while let Some(found) = scan.next(&mut self.redis.clone()).await? {
-            self.add(named, found.into_iter().map(EntryKey::new));
+            let is_sought = |key: &String| only.is_none_or(|job| job.key.read(key).is_some());
+            self.add(named, found.into_iter().filter(is_sought).map(EntryKey::new)).await?;
         }
         Ok(())
     }
@@ -190,7 +228,7 @@ impl Ops {
             while let Some(from) = cursor {
                 let (next, found) = self.store.loaded(&set, from).await?;
                 let has_tags = |key: &EntryKey| self.jobs.owner(key.as_str()).is_some_and(|(job, _)| job.tags);
-                self.add(named, found.into_iter().filter(has_tags));
+                self.add(named, found.into_iter().filter(has_tags)).await?;
                 cursor = (next != 0).then_some(next);
             }
         }
@@ -230,6 +268,11 @@ impl Ops {
         let kept = self.keeps_warm(job, &blank).await?;
         Ok(concerned + kept.into_iter().filter(|kept| *kept).count())
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// Returns the requests for these many entries of a job without a value that may be kept.

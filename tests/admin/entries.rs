@@ -369,3 +369,41 @@ async fn an_entry_evicted_while_it_waits_for_a_permit_is_not_fetched() {
     server.post("/warm?wait=true", json!({"keys": ["art:third"]})).await.ok();
     assert_eq!((upstream.calls("/art/second"), redis.get(art("second").as_str()).await), (0, None));
 }
+
+#[tokio::test]
+async fn values_under_a_key_of_no_job_are_told_to_be_lost() {
+    let (redis, upstream) = both().await;
+    let base = Art::of(&upstream).list(["a", "b", "c"]);
+    let jobs = base.folder();
+    let server = Server::start(&redis, &jobs).await.ready().await;
+    readable(&redis, "art:c").await;
+    jobs.write("art.toml", &base.toml().replace("art:{name}", "work:{name}"));
+    server.worker.hangup();
+    readable(&redis, "work:a").await;
+    let run = async |args: &[&str]| samovar(args).redis(&redis).run().await;
+    let dry = async |args: &[&str]| run(&[&["invalidate", "--dry-run"], args].concat()).await.stdout;
+    eventually("the fleet knows the new key", async || match dry(&["art:a"]).await {
+        told if told.starts_with("It concerns no entry of a job.\n1 value of no job is removed") => Ok(()),
+        told => Err(told),
+    })
+    .await;
+    let told = dry(&["--pattern", "*:a", "--evict"]).await;
+    assert!(told.contains("1 entry of art") && told.contains("1 value of no job is removed"), "{told}");
+    let told = dry(&["--job", "art", "art:a", "art:b"]).await;
+    assert!(told.contains("3 entries of art") && told.contains("2 values of no job are removed"), "{told}");
+    let (named, over_http) = (json!({"keys": ["art:a"]}), "/invalidate?dry_run=true");
+    assert_eq!(server.post(over_http, named.clone()).await.ok()["unowned"], 1);
+    assert_eq!(server.post("/invalidate?dry_run=true", json!({"keys": ["work:a"]})).await.ok()["unowned"], json!(null));
+
+    let kept = run(&["get", "art:a"]).await.stdout;
+    assert!(kept.contains("nothing makes the value anew") && !kept.contains("samovar warm"), "{kept}");
+    assert_eq!(server.post("/invalidate", named).await.ok()["unowned"], 1);
+    let lost = run(&["invalidate", "art:b"]).await;
+    assert!(lost.code == Some(0) && lost.stderr.contains("1 value of no job is removed"), "{lost:?}");
+    eventually("they are removed", async || redis.keys("art:*").await == ["art:c"]).await;
+    let absent = run(&["get", "art:a"]).await.stdout;
+    assert!(absent.contains("not fetched again, as no job has the key"), "{absent}");
+    assert!(!absent.contains("samovar warm"), "{absent}");
+    let lost: Value = serde_json::from_str(&run(&["invalidate", "art:c", "--json"]).await.stdout).unwrap();
+    assert_eq!(lost["unowned"], 1, "{lost}");
+}
