@@ -196,6 +196,7 @@ impl Job {
     fn decide(&mut self, engine: &Engine, decision: &str) -> Step {
         let (now, is_active, is_there) = (self.db.now(), self.is_active(), self.db.slot(GUARD).is_some());
         let guard = &mut self.guard;
+        let holds_any = !guard.held.is_empty() || guard.restored;
         let done = match decision {
             "forget" => {
                 *guard = Guard::default();
@@ -209,11 +210,11 @@ impl Job {
                 (guard.accepted, guard.until) = (true, now + HOLDS.0);
                 true
             }
-            _ if is_active && guard.accepted && guard.gone == 0 => {
+            _ if is_active && guard.accepted && !holds_any => {
                 (guard.accepted, guard.until) = (false, now);
                 true
             }
-            _ if is_active => {
+            _ if is_active && holds_any => {
                 (guard.accepted, guard.until) = (false, (guard.until + HOLDS.0).min(now + HOLDS.1));
                 true
             }

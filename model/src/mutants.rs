@@ -200,7 +200,10 @@ pub const KILLED: &[Mutant] = mutants! {
         "  if not active then" => "  if false then",
         "    redis.call('UNLINK', KEYS[1])\n    guard.since" => "    guard.since",
         "guard.accepted, guard['until'] = 1, now + hold" => "guard.accepted = 1",
-        "elseif active and guard.accepted == 1 and guard.gone == 0 then" => "elseif false then",
+        "elseif active and guard.accepted == 1 and not holds_any then" => "elseif false then",
+        "elseif active and holds_any then" => "elseif active then",
+        "local holds_any = guard.held > 0 or" => "local holds_any =",
+        "guard.held > 0 or guard.restored == 1" => "guard.held > 0",
         "math.min(guard['until'] + hold, now + tonumber(ARGV[3]))" => "guard['until'] + hold",
     ]
     "store/lua/meta.lua": [

@@ -68,7 +68,8 @@ pub(super) async fn run(args: &GoneArgs, settings: &Settings, env: &Environment)
         return Ok(exit::OK);
     }
     let now = session.store.now().await?;
-    println!("{}", wrapped(&escaped(&state(job.name.as_str(), guard.as_ref(), now)), ""));
+    let counts = if args.hold && guard.is_none() { " The guard counts again." } else { "" };
+    println!("{}", wrapped(&escaped(&(state(job.name.as_str(), guard.as_ref(), now) + counts)), ""));
     if let Some(due) = due {
         let are = if due == 1 { "entry is" } else { "entries are" };
         println!("{due} {are} asked for again at once.");
@@ -133,7 +134,7 @@ pub(super) fn state(job: &str, guard: Option<&GoneGuard>, now: RedisTime) -> Str
         ),
         GuardState::Accepted => format!(
             "Removals of {job}: let through, as a person decided; the guard counts again {ends}. \
-             `samovar gone {job} --hold` holds them back."
+             `samovar gone {job} --hold` takes that back."
         ),
     }
 }

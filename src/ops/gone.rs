@@ -75,7 +75,8 @@ impl Ops {
         Ok(held.len())
     }
 
-    /// Has a job's removals held back for another hour; returns `false` if none are.
+    /// Has a job's removals held back for another hour. If none is left to hold, an acceptance is taken back; without
+    /// one, returns `false`.
     ///
     /// # Errors
     /// Fails if Redis returns an error.

@@ -7,8 +7,8 @@ use samovar::redis::RedisTime;
 use serde_json::{Value, json};
 
 use super::{
-    GUARD, HOUR, MANY, all_held, all_noted, all_served, at_rest, client, has_all, has_none, health, many, run, served,
-    tripped, warnings,
+    GUARD, HOUR, MANY, all_held, all_noted, all_served, at_rest, client, has_all, has_none, health, held, many, run,
+    served, tripped, warnings,
 };
 use crate::support::{Parts, Reply, both, eventually, job, samovar, talkative, worker};
 
@@ -69,6 +69,12 @@ async fn a_person_lets_removals_through_or_has_them_held() {
     assert_eq!(told["status"], "healthy", "{told}");
     eventually("all are gone", async || served(&redis).await == 0).await;
     worker.wait_for_log(&["removals are not held back any more: a person let them through"]).await;
+    eventually("the guard knows that", async || held(&redis).await == 0).await;
+    let back = run(&redis, &jobs, &["gone", "art", "--hold"]).await;
+    assert!(back.code == Some(0) && back.stdout.contains("none are held back. The guard counts again."), "{back:?}");
+    assert_eq!(health(&mut worker).await["status"], "healthy");
+    let nothing = run(&redis, &jobs, &["gone", "art", "--hold"]).await;
+    assert!(nothing.code == Some(1) && nothing.stderr.contains("no removals of art are held back"), "{nothing:?}");
     assert_eq!(run(&redis, &jobs, &["gone", "art", "--accept", "--hold"]).await.code, Some(2));
     redis.ask::<usize>(&["DEL", GUARD]).await;
     let nothing = run(&redis, &jobs, &["gone", "art", "--hold"]).await;

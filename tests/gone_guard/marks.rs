@@ -83,18 +83,22 @@ async fn a_wavering_upstream_trips_a_guard_once() {
     let [since_text, until] = [since, now + Duration::from_secs(30)].map(|at| at.to_string());
     redis.ask::<usize>(&["HSET", GUARD, "since", &since_text, "until", &until]).await;
     assert_eq!(removal(&parts, RedisTime::ZERO).await.unwrap().until, since + HOUR * 24);
-    assert!(parts.store.hold_removals(&job()).await.unwrap());
-    parts.store.accept_removals(&job()).await.unwrap();
-    assert_eq!(removal(&parts, RedisTime::ZERO).await, None);
-    let now = parts.now().await;
-    let guard = GoneGuard::read(&mut parts.redis.clone(), &parts.keys, &job(), now).await.unwrap();
-    assert_eq!(guard.unwrap().state, GuardState::Accepted);
     // At most a day from now.
     for _ in 0..30 {
         assert!(parts.store.hold_removals(&job()).await.unwrap());
     }
     let until: RedisTime = redis.ask(&["HGET", GUARD, "until"]).await;
     assert!(until <= parts.now().await + HOUR * 24, "{until}");
+    parts.store.accept_removals(&job()).await.unwrap();
+    assert_eq!(removal(&parts, RedisTime::ZERO).await, None);
+    let now = parts.now().await;
+    let guard = GoneGuard::read(&mut parts.redis.clone(), &parts.keys, &job(), now).await.unwrap();
+    assert_eq!(guard.unwrap().state, GuardState::Accepted);
+    // Nothing is left to hold: the acceptance ends, and there is nothing to do after that.
+    assert!(parts.store.hold_removals(&job()).await.unwrap());
+    let now = parts.now().await;
+    assert_eq!(GoneGuard::read(&mut parts.redis.clone(), &parts.keys, &job(), now).await.unwrap(), None);
+    assert!(!parts.store.hold_removals(&job()).await.unwrap());
 }
 
 /// A guard that was set up from the mark of an entry does not know the others at first.
