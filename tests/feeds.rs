@@ -260,6 +260,44 @@ async fn a_feed_without_entries_after_many_is_not_believed() {
 }
 
 #[tokio::test]
+async fn a_feed_of_mostly_useless_items_is_not_believed() {
+    let (redis, upstream, art) = rarely(FEED).await;
+    let art = art.warm("every = \"1s\"");
+    let items = |useful: usize, useless: usize| {
+        let items = (0..useful).map(|n| json!(n)).chain((0..useless).map(|n| json!({"sku": n})));
+        Reply::json(json!({ "names": items.collect::<Vec<_>>() }))
+    };
+    upstream.on("/popular", items(16, 20));
+    let jobs = art.folder();
+    let first = worker(&redis, &jobs);
+    eventually("a mixed first answer is used", async || named_last(&redis).await == 16).await;
+    upstream.on("/popular", items(8, 20));
+    eventually("half as many may be left", async || named_last(&redis).await == 8).await;
+    upstream.on("/popular", items(16, 0));
+    eventually("all are kept", async || named_last(&redis).await == 16).await;
+    upstream.on("/popular", items(1, 15));
+    eventually("it is told", async || {
+        let table = jobs_table(&redis, &jobs).await;
+        let is_told = table.contains("kept warm. 15 of the 16 items in the feed's answer name no entry")
+            && table.contains("the first: item 2 has no `name`");
+        if is_told { Ok(()) } else { Err(table) }
+    })
+    .await;
+    assert_eq!(named_last(&redis).await, 16);
+    upstream.on("/popular", Reply::status(500));
+    eventually("a sentence begins with a capital", async || {
+        let table = jobs_table(&redis, &jobs).await;
+        if table.contains("kept warm. The feed does not work") { Ok(()) } else { Err(table) }
+    })
+    .await;
+    drop(first);
+    upstream.on("/popular", items(1, 15));
+    jobs.write("art.toml", &art.entries(&FEED.replace(" }", ", empty = \"ok\" }")).toml());
+    let _second = worker(&redis, &jobs);
+    eventually("it may be so", async || named_last(&redis).await == 1).await;
+}
+
+#[tokio::test]
 async fn a_feed_of_few_entries_may_become_empty() {
     let (redis, upstream, art) = rarely(FEED).await;
     let art = art.warm("every = \"1s\"");

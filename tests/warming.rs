@@ -527,7 +527,7 @@ async fn an_invalidated_story_is_told_anew_with_an_unchanged_prompt() {
 }
 
 #[tokio::test]
-async fn an_ai_answer_that_was_cut_short_is_a_failed_one() {
+async fn an_ai_answer_that_was_cut_short_is_paid_for_once() {
     let (redis, upstream) = both().await;
     upstream.on("/art/a", Reply::json(json!({"title": "one"})));
     let jobs = stories(&upstream, &Art::of(&upstream).list(["a"]));
@@ -543,7 +543,13 @@ async fn an_ai_answer_that_was_cut_short_is_a_failed_one() {
         redis.ask::<Option<u64>>(&["HGET", "samovar:stats:{story}", "failed"]).await.is_some()
     })
     .await;
-    assert_eq!(redis.get("story:a").await, None);
+    let reason = eventually("it is given up", async || {
+        redis.ask::<Option<String>>(&["HGET", "samovar:dead-reasons:{story}", "story:a"]).await
+    })
+    .await;
+    assert!(reason.contains("was cut off at") && reason.contains("raise the limit"), "{reason}");
+    assert!(!reason.contains("times, last"), "{reason}");
+    assert_eq!((redis.get("story:a").await, upstream.calls("/v1/chat/completions")), (None, 1));
 }
 
 #[tokio::test]

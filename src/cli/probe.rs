@@ -300,7 +300,8 @@ impl Probe<'_> {
                     Ok(Answer::Unchanged) => errors.push("answered 304 to a request without validators".to_owned()),
                     Ok(Answer::Gone) => return Err(NoValue::Gone(format!("{key} does not exist (404 or 410)"))),
                     Err(e) => {
-                        upstream_fails |= !matches!(e, FetchError::Answer(_) | FetchError::Unrenderable(_));
+                        upstream_fails |=
+                            !matches!(e, FetchError::Answer(_) | FetchError::Cut(_) | FetchError::Unrenderable(_));
                         errors.push(e.to_string());
                     }
                 }

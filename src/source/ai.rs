@@ -62,7 +62,10 @@ pub(super) async fn fetch(sources: &Sources, source: &AiSource, ask: &Ask<'_>) -
         return (Err(answer.error(reason.as_deref().unwrap_or("is not JSON"))), Spent::Untold { prompt });
     };
     let tokens = completion.tokens(prompt);
-    let value = completion.text(source.limit()).map_err(|reason| answer.error(&reason));
+    let value = completion.text(source.limit()).map_err(|reason| match answer.error(&reason) {
+        FetchError::Answer(reason) if completion.is_cut() => FetchError::Cut(reason),
+        error => error,
+    });
     let fetched = value.and_then(|text| stored(&text, source.format, &answer)).map(|(json, value)| {
         let validators = Validators { prompt: Some(made_from), ..Validators::default() };
         Answer::Value(Fetched { json, parsed: Some(value), validators, tokens })

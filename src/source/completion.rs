@@ -74,6 +74,15 @@ impl<'a> Completion<'a> {
             .map(|names| names.into_iter().filter_map(|name| count(self.usage.get(name)?)).max())
     }
 
+    /// Returns `true` if the text was cut off at its longest length.
+    pub(super) fn is_cut(&self) -> bool {
+        self.finish_reason().is_some_and(|reason| Finish::of(&reason) == Finish::Cut)
+    }
+
+    fn finish_reason(&self) -> Option<String> {
+        whole_text(self.choice.as_ref()?.get("finish_reason")?)
+    }
+
     /// Returns the complete text.
     ///
     /// `limit` is the requested limit of the answer, with the name of its option.
@@ -88,7 +97,7 @@ impl<'a> Completion<'a> {
         if choice.get("error").is_some_and(|raw| is_said(raw)) {
             return Err("has an error in place of a text".into());
         }
-        if let Some(reason) = choice.get("finish_reason").and_then(|raw| whole_text(raw)) {
+        if let Some(reason) = self.finish_reason() {
             check_finish(&reason, limit)?;
         }
         let content = self.message.get("content").or_else(|| choice.get("text"));
@@ -101,31 +110,62 @@ impl<'a> Completion<'a> {
     }
 }
 
+/// The end of a text, as a `finish_reason` tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Finish {
+    Whole,
+    Tool,
+    Filtered,
+    Broken,
+    Cut,
+}
+
+impl Finish {
+    /// Any word that is not known for an incomplete text counts as a server's own for a complete one.
+    fn of(reason: &str) -> Self {
+        let word = letters(reason);
+        let has = |stems: &str| stems.split(' ').any(|stem| word.contains(stem));
+        match () {
+            () if has(TOOL) => Self::Tool,
+            () if has(FILTERED) => Self::Filtered,
+            () if has(BROKEN) => Self::Broken,
+            () if has(CUT) => Self::Cut,
+            () => Self::Whole,
+        }
+    }
+}
+
+/// Returns a word's letters and digits in lower case.
+fn letters(word: &str) -> String {
+    word.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase()
+}
+
 /// Returns an estimate of the tokens in a text of this length: one for four bytes. It is close for Latin script, and
 /// for other scripts, whose letters have more bytes and more tokens.
 pub(super) fn estimate(bytes: usize) -> u64 {
     bytes.div_ceil(4) as u64
 }
 
-/// Refuses a reason that says that the text is incomplete. Any other word counts as a server's own for a complete text.
+/// Refuses a reason that says that the text is incomplete.
 fn check_finish(reason: &str, limit: Option<(&str, u64)>) -> Result<(), String> {
-    let word: String = reason.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
-    let has = |stems: &str| stems.split(' ').any(|stem| word.contains(stem));
     let shown: String = reason.chars().take(REASON_SHOWN).collect();
-    if has(TOOL) {
-        Err(format!("calls a tool in place of a text (finish_reason {shown:?}): remove `tools` from the options"))
-    } else if has(FILTERED) {
-        Err(format!("was filtered or refused (finish_reason {shown:?})"))
-    } else if has(BROKEN) {
-        Err(format!("was not completed (finish_reason {shown:?})"))
-    } else if has(CUT) {
-        let most = limit.map_or("the server's limit".into(), |(name, most)| format!("`{name}` ({most})"));
-        Err(format!("was cut off at {most} (finish_reason {shown:?}): raise the limit, or ask for a shorter text"))
-    } else {
-        if !matches!(word.as_str(), "stop" | "eos" | "eostoken" | "end" | "endturn" | "stopsequence" | "") {
-            debug!(finish_reason = shown, "unknown finish_reason; the text counts as complete");
+    match Finish::of(reason) {
+        Finish::Tool => {
+            Err(format!("calls a tool in place of a text (finish_reason {shown:?}): remove `tools` from the options"))
         }
-        Ok(())
+        Finish::Filtered => Err(format!("was filtered or refused (finish_reason {shown:?})")),
+        Finish::Broken => Err(format!("was not completed (finish_reason {shown:?})")),
+        Finish::Cut => {
+            let most = limit.map_or("the server's limit".into(), |(name, most)| format!("`{name}` ({most})"));
+            Err(format!("was cut off at {most} (finish_reason {shown:?}): raise the limit, or ask for a shorter text"))
+        }
+        Finish::Whole => {
+            let usual = ["stop", "eos", "eostoken", "end", "endturn", "stopsequence", ""];
+            if !usual.contains(&letters(reason).as_str()) {
+                debug!(finish_reason = shown, "unknown finish_reason; the text counts as complete");
+            }
+            Ok(())
+        }
     }
 }
 

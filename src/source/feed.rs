@@ -1,7 +1,7 @@
 //! Feeds: the entries that an upstream names for a job, read page by page.
 //!
 //! An item that names no entry is skipped and counted, so one bad item does not keep the others cold. An answer of
-//! which nothing can be used is an error. A number counts as its text, as the answer writes it.
+//! which nothing can be used is an error; the caller doubts one of which little can be used. A number counts as its text, as the answer writes it.
 
 use super::client::{Body, Client, Received, Request, answer_error};
 use super::http::{kind, select_text};
@@ -34,6 +34,10 @@ pub struct Fed {
     pub entries: Vec<Params>,
     /// Items that name no entry, and combinations of items with constants that make no key.
     pub skipped: usize,
+    /// All items.
+    pub items: usize,
+    /// Items that name no entry, with any constants.
+    pub useless: usize,
     /// The number of the first of these, counted from 1, and why it was skipped.
     pub first_skipped: Option<String>,
 }
@@ -48,7 +52,6 @@ pub struct FeedReading<'a> {
     next: Option<Url>,
     asked: HashSet<Url>,
     began: Instant,
-    items: usize,
     fed: Fed,
 }
 
@@ -58,7 +61,7 @@ impl<'a> FeedReading<'a> {
         let url = feed.url.render_url(&context(&Params::new(), &Map::new(), None)).map_err(unusable)?;
         let first = Url::parse(&url).map_err(|error| unusable(error.to_string()))?;
         let (next, asked) = (Some(first.clone()), HashSet::new());
-        Ok(Self { client, feed, job, first, next, asked, began: Instant::now(), items: 0, fed: Fed::default() })
+        Ok(Self { client, feed, job, first, next, asked, began: Instant::now(), fed: Fed::default() })
     }
 
     /// Returns `true` once all pages are read.
@@ -84,12 +87,12 @@ impl<'a> FeedReading<'a> {
     /// # Errors
     /// Fails if there are items, and none names an entry.
     pub fn finish(self) -> Result<Fed, FetchError> {
-        let Self { client, fed, items, first, job, .. } = self;
+        let Self { client, fed, first, job, .. } = self;
         let why = fed.first_skipped.as_deref().map(|why| client.hide(why));
         let fed = Fed { first_skipped: why, ..fed };
         let Some(why) = &fed.first_skipped else { return Ok(fed) };
         if fed.entries.is_empty() {
-            let plural = if items == 1 { "" } else { "s" };
+            let (items, plural) = (fed.items, if fed.items == 1 { "" } else { "s" });
             let reason = format!("answered with {items} item{plural}, and none names an entry: {why}");
             return Err(answer_error(&client.hide(first.as_str()), &reason));
         }
@@ -138,8 +141,10 @@ impl<'a> FeedReading<'a> {
         })?;
         let page = self.asked.len() + 1;
         for (number, item) in (1..).zip(items) {
-            self.items += 1;
+            self.fed.items += 1;
+            let before = self.fed.entries.len();
             let added = self.add(item.get());
+            self.fed.useless += usize::from(self.fed.entries.len() == before);
             if self.fed.entries.len() > LONGEST {
                 return Err(answer.error(&format!("names more than {LONGEST} entries")));
             }

@@ -104,6 +104,9 @@ pub enum FetchError {
     /// The answer cannot be used: refused by `accept`, not JSON, too large, wrong shape, 4xx.
     #[error("{0}")]
     Answer(String),
+    /// The text was cut off at its longest length. It is paid for, and another answer would be cut off as well.
+    #[error("{0}")]
+    Cut(String),
     /// No request can be made of the entry's key, whenever it is tried: a template that reads no input fails.
     #[error("{0}")]
     Unrenderable(String),
@@ -144,7 +147,9 @@ impl FetchError {
             Self::Upstream(reason) => format!("does not work: {reason}"),
             Self::Busy(_, reason) => format!("asks for a pause: {reason}"),
             Self::Refused(_, reason) => format!("refuses this account: {reason}"),
-            Self::Answer(reason) | Self::Unrenderable(reason) => format!("answered with something unusable: {reason}"),
+            Self::Answer(reason) | Self::Cut(reason) | Self::Unrenderable(reason) => {
+                format!("answered with something unusable: {reason}")
+            }
         }
     }
 
@@ -155,6 +160,7 @@ impl FetchError {
             Self::Busy(wait, reason) => Self::Busy(wait, text(reason)),
             Self::Refused(wait, reason) => Self::Refused(wait, text(reason)),
             Self::Answer(reason) => Self::Answer(text(reason)),
+            Self::Cut(reason) => Self::Cut(text(reason)),
             Self::Unrenderable(reason) => Self::Unrenderable(text(reason)),
         }
     }

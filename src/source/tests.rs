@@ -167,7 +167,7 @@ impl Bench {
 
     async fn refused(&self) -> String {
         match self.fetch().await {
-            Err(FetchError::Answer(reason)) => reason,
+            Err(FetchError::Answer(reason) | FetchError::Cut(reason)) => reason,
             other => panic!("{other:?}"),
         }
     }

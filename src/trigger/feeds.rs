@@ -23,7 +23,7 @@ use crate::source::{Fed, FetchError, Permit, Refusal};
 use crate::telemetry::metrics;
 use crate::warmer::retry_after;
 
-/// An answer without entries is suspicious after one that named so many.
+/// An answer without entries, or with few among useless items, is suspicious after one that named so many.
 const MANY: usize = 10;
 /// The name of this step in messages.
 const ASKING: &str = "asking a job's feed";
@@ -52,7 +52,9 @@ impl From<FetchError> for Failure {
     fn from(error: FetchError) -> Self {
         let wait = match &error {
             FetchError::Busy(wait, _) | FetchError::Refused(wait, _) => *wait,
-            FetchError::Upstream(_) | FetchError::Answer(_) | FetchError::Unrenderable(_) => Duration::ZERO,
+            FetchError::Upstream(_) | FetchError::Answer(_) | FetchError::Cut(_) | FetchError::Unrenderable(_) => {
+                Duration::ZERO
+            }
         };
         Self { reason: format!("the feed {}", error.of_feed()), wait }
     }
@@ -137,18 +139,28 @@ impl Cron {
         }
     }
 
-    /// Makes an empty answer after one that named many entries a failure, unless the feed may be empty.
+    /// Makes an answer a failure that names nothing, or next to nothing, after one that named many entries, unless the
+    /// feed may be empty.
     async fn doubt(&self, job: &Job, asked: &Feed, answer: Result<Fed, Failure>) -> RedisResult<Result<Fed, Failure>> {
-        if asked.may_be_empty || answer.as_ref().is_ok_and(|fed| !fed.entries.is_empty()) || answer.is_err() {
+        let doubted = |fed: &Fed| fed.entries.is_empty() || 2 * fed.useless > fed.items;
+        if asked.may_be_empty || !answer.as_ref().is_ok_and(doubted) {
             return Ok(answer);
         }
         let last = feed::named_last(&mut self.redis.clone(), &self.keys, &job.name, &job.key).await?.len();
-        if last < MANY {
+        let Ok(fed) = &answer else { return Ok(answer) };
+        let Fed { entries, items, useless, first_skipped, .. } = fed;
+        if last < MANY || 2 * entries.len() >= last {
             return Ok(answer);
         }
-        let reason = format!(
-            "the feed answered without an entry, and named {last} before; write `empty = \"ok\"` if it may be empty"
-        );
+        let reason = match first_skipped {
+            None => format!(
+                "the feed answered without an entry, and named {last} before; write `empty = \"ok\"` if it may be empty"
+            ),
+            Some(first) => format!(
+                "{useless} of the {items} items in the feed's answer name no entry, and the last one named {last} \
+                 entries; write `empty = \"ok\"` if that is right; the first: {first}"
+            ),
+        };
         Ok(Err(Failure { reason, wait: Duration::ZERO }))
     }
 

@@ -6,13 +6,16 @@ use redis::RedisResult;
 
 use super::INPUT_WAIT;
 use super::attempt::{Attempt, Ending};
-use super::freshness::{RETRY_PLAUSIBLE, retry_after};
+use super::freshness::{RETRY_PLAUSIBLE, longest_retry, retry_after};
 use super::inputs::{Lack, Missing, input_named_in, missing};
 use crate::agenda::{Next, keep};
 use crate::entry::EntryKey;
 use crate::entry::{Outcome, Recheck, Trigger};
 use crate::redis::RedisTime;
 use crate::store::{Fresh, LastAttempt, Lease, Leased, META_OUTLIVES, Rechecks, Removal};
+
+/// The beginning of the reason of a dead letter whose attempts are used up.
+pub(super) const USED_UP: &str = "failed ";
 
 /// The longest reason kept, in characters, without the name of an input that is missing.
 pub(super) const LONGEST_REASON: usize = 300;
@@ -54,6 +57,9 @@ impl Attempt<'_> {
         let (mut is_given_up, mut wait) = (false, Duration::ZERO);
         if outcome == Outcome::Failed {
             wait = count_failure(&mut last_attempt, lease.fetched_at);
+            if is_futile {
+                wait = wait.max(longest_retry());
+            }
             // While the job's guard keeps the value, the entry must find out when its upstream is well again.
             let is_held = lease.before.is_removal_held(lease.fetched_at);
             is_given_up = !is_held && (is_futile || last_attempt.failures >= job.warm.attempts);
@@ -81,7 +87,7 @@ impl Attempt<'_> {
             _ if goes_on => keep(job, &entry.key, lease.before.expiry),
             _ if is_given_up && is_futile => failure.next,
             _ if is_given_up => {
-                Next::Dead(format!("failed {failures} times, last: {}", reason.as_deref().unwrap_or("?")))
+                Next::Dead(format!("{USED_UP}{failures} times, last: {}", reason.as_deref().unwrap_or("?")))
             }
             (_, Outcome::Failed) => Next::In(wait),
             _ => failure.next,

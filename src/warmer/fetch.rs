@@ -50,6 +50,7 @@ impl Attempt<'_> {
         let mut failure = Ending::because(Outcome::Failed, Next::Out, "no source");
         let first = self.permit.as_ref().map_or(0, |(source, _)| *source);
         let mut is_futile = first == 0;
+        let mut cut = None;
         for source in first..job.sources.len() {
             let known = known.filter(|_| source == 0);
             if warmer.sources.unchanged_without_asking(&self.ask(source, known, deadline)) {
@@ -78,12 +79,20 @@ impl Attempt<'_> {
             match answer {
                 Ok(answer) => return Ok(answer),
                 Err(e) => {
+                    if let FetchError::Cut(reason) = &e {
+                        cut = Some(reason.clone());
+                    }
                     is_futile &= matches!(e, FetchError::Unrenderable(_));
                     failure = warmer.failure(job, source, e);
                 }
             }
         }
-        if is_futile {
+        if let Some(reason) = cut {
+            // Whatever a fallback says: the next try would pay for such an answer again.
+            failure = Ending::dead(format!(
+                "{reason}; it was paid for, so it is not asked for again before the next warmup, invalidation or demand"
+            ));
+        } else if is_futile {
             let reason = failure.reason.take().unwrap_or_default();
             let key = &self.entry.key;
             failure = Ending::dead(format!(
@@ -146,9 +155,10 @@ impl Warmer {
                 let wait = self.closed_for(job, source).unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT);
                 Ending::because(Outcome::Deferred, Next::In(jitter(wait)), reason)
             }
-            FetchError::Upstream(reason) | FetchError::Answer(reason) | FetchError::Unrenderable(reason) => {
-                Ending::because(Outcome::Failed, Next::Out, reason)
-            }
+            FetchError::Upstream(reason)
+            | FetchError::Answer(reason)
+            | FetchError::Cut(reason)
+            | FetchError::Unrenderable(reason) => Ending::because(Outcome::Failed, Next::Out, reason),
         }
     }
 

@@ -89,6 +89,11 @@ pub(crate) fn retry_after(failures: u32) -> Duration {
     ceiling.min(LONGEST_RETRY).mul_f64(rand::random_range(0.1..=1.0))
 }
 
+/// Returns the wait of an entry for which no try soon can do better.
+pub(super) fn longest_retry() -> Duration {
+    LONGEST_RETRY.mul_f64(rand::random_range(0.5..=1.0))
+}
+
 /// Returns a wait a little longer than `wait`, so that entries that wait for the same event do not come back together.
 pub(super) fn jitter(wait: Duration) -> Duration {
     let spread = wait.min(Duration::from_secs(120)).mul_f64(rand::random_range(0.0..=0.25));

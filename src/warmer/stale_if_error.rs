@@ -6,7 +6,8 @@ use redis::RedisError;
 use tracing::debug;
 
 use super::attempt::Ending;
-use super::freshness::retry_after;
+use super::failure::USED_UP;
+use super::freshness::{longest_retry, retry_after};
 use super::{Running, Warmer};
 use crate::agenda::Next;
 use crate::entry::Outcome;
@@ -50,7 +51,9 @@ impl Warmer {
         }
         let wait = match &ending.next {
             Next::In(wait) | Next::Aside(wait) => *wait,
-            Next::Dead(_) => retry_after(ending.failures),
+            Next::Dead(reason) if reason.starts_with(USED_UP) => retry_after(ending.failures),
+            // Such a try may cost money, and fails again.
+            Next::Dead(_) => longest_retry(),
             _ => return ending,
         };
         // By then the next try has an answer, or has come here again.

@@ -73,7 +73,7 @@ impl<T> From<&Result<T, FetchError>> for Ended {
     fn from(result: &Result<T, FetchError>) -> Self {
         match result {
             Ok(_) => Self::Ok,
-            Err(FetchError::Answer(_)) => Self::Answer,
+            Err(FetchError::Answer(_) | FetchError::Cut(_)) => Self::Answer,
             Err(FetchError::Unrenderable(_)) => Self::Unused,
             Err(FetchError::Upstream(_)) => Self::UpstreamFailed,
             Err(FetchError::Busy(wait, _)) => Self::Busy(*wait),
