@@ -36,7 +36,7 @@ pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) 
     } else {
         tell_value(&entry);
         tell_last_attempt(&entry, has_inputs);
-        tell_agenda(&entry);
+        tell_agenda(&entry, has_inputs);
     }
     Ok(if entry.value.is_some() { exit::OK } else { exit::FAILED })
 }
@@ -193,7 +193,8 @@ fn tell_last_attempt(entry: &Entry, has_inputs: bool) {
     let now = entry.now_ms;
     if let (Some(outcome), Some(trigger), Some(at)) = (entry.last_outcome, entry.last_trigger, entry.last_attempt_ms) {
         let why = if has_inputs { INVALIDATION_OR_INPUT } else { INVALIDATION };
-        say("last attempt", format!("{outcome}, {}, for {}", ago(at, now), purpose(trigger, why)));
+        let purpose = purpose(trigger, why, recheck_of(entry, has_inputs));
+        say("last attempt", format!("{outcome}, {}, for {purpose}", ago(at, now)));
     }
     let is_told =
         entry.outlives_ms.is_some() && matches!(entry.last_outcome, Some(Outcome::Failed | Outcome::Deferred));
@@ -214,7 +215,7 @@ fn tell_last_attempt(entry: &Entry, has_inputs: bool) {
 }
 
 /// Prints when and why the entry is due.
-fn tell_agenda(entry: &Entry) {
+fn tell_agenda(entry: &Entry, has_inputs: bool) {
     let now = entry.now_ms;
     if let Some(reason) = &entry.given_up {
         say("agenda", format!("dead letter ({reason}); `samovar dead --retry` puts it back"));
@@ -229,7 +230,8 @@ fn tell_agenda(entry: &Entry) {
         };
         let why = if entry.due_for_input { "a change of an input" } else { INVALIDATION };
         let none = if stays_absent(entry) { NONE_FETCHED } else { "" };
-        say("agenda", format!("{state}, for {}{none}", purpose(trigger, why)));
+        let purpose = purpose(trigger, why, recheck_of(entry, has_inputs));
+        say("agenda", format!("{state}, for {purpose}{none}"));
     }
 }
 
@@ -250,11 +252,20 @@ fn stays_absent(entry: &Entry) -> bool {
 const INVALIDATION: &str = "invalidation";
 const INVALIDATION_OR_INPUT: &str = "an invalidation, or a change of an input";
 
-/// Returns a trigger as text for people; `invalidation` is that of an invalidation.
-fn purpose(trigger: Trigger, invalidation: &str) -> String {
+/// Returns what a recheck of an entry is for.
+fn recheck_of(entry: &Entry, has_inputs: bool) -> &'static str {
+    match (entry.rechecked_in_doubt, has_inputs) {
+        (true, _) => "to see whether an old value was stored: messages or data may have been lost, or Redis was empty",
+        (false, false) => "to see whether an old value was stored after the invalidation",
+        (false, true) => "to see whether an old value was stored after the invalidation, or the change of an input",
+    }
+}
+
+/// Returns a trigger as text for people; `invalidation` is that of an invalidation, `recheck` what a recheck is for.
+fn purpose(trigger: Trigger, invalidation: &str, recheck: &str) -> String {
     match trigger {
         Trigger::Invalidation => invalidation.to_owned(),
-        Trigger::Recheck => format!("{trigger}: to see whether an old value was stored after the invalidation"),
+        Trigger::Recheck => format!("{trigger}: {recheck}"),
         Trigger::Cron | Trigger::Expiry | Trigger::Demand | Trigger::Manual => trigger.to_string(),
     }
 }

@@ -90,10 +90,7 @@ impl Template {
     pub fn parse(source: &str) -> Result<Self, TemplateError> {
         let mut engine = engine().clone();
         for name in [TEXT, URL] {
-            engine.add_template_owned(name, source.to_owned()).map_err(|error| TemplateError {
-                message: explain(&error, None),
-                at: error.range().filter(|at| source.get(at.clone()).is_some()),
-            })?;
+            engine.add_template_owned(name, source.to_owned()).map_err(|error| refused(source, &error))?;
         }
         check_words(source, &engine)?;
         bounds::check(source)?;
@@ -286,6 +283,19 @@ fn engine() -> &'static Environment<'static> {
     })
 }
 
+/// Returns the fault of a template that the engine refuses. The engine does not name a character that it cannot read.
+fn refused(source: &str, error: &minijinja::Error) -> TemplateError {
+    let message = explain(error, None);
+    let stray = scan::words(source).into_iter().find(|word| word.role == Role::Stray);
+    match stray.filter(|_| message.ends_with("unexpected character")) {
+        Some(word) => {
+            let plain = if word.text.is_ascii() { "" } else { ": names consist of ASCII letters, digits and `_`" };
+            TemplateError { message: format!("{message} `{}`{plain}", word.text), at: Some(word.at) }
+        }
+        None => TemplateError { message, at: error.range().filter(|at| source.get(at.clone()).is_some()) },
+    }
+}
+
 fn insert(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Jinja) -> Result<(), minijinja::Error> {
     let full = |_| minijinja::Error::from(ErrorKind::WriteFailure);
     if value.is_undefined() {
@@ -433,7 +443,7 @@ fn check_words(source: &str, engine: &Environment<'_>) -> Result<(), TemplateErr
                 .then(|| format!("unknown test `is {name}`")),
             Role::Statement => matches!(name, "include" | "import" | "from" | "extends" | "block")
                 .then(|| format!("`{{% {name} %}}` needs other templates, which do not exist; write the text here")),
-            Role::Name | Role::Attribute => None,
+            Role::Name | Role::Attribute | Role::Stray => None,
         };
         if let Some(message) = wrong {
             return Err(TemplateError { message, at: Some(word.at) });

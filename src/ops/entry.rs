@@ -16,7 +16,7 @@ use crate::entry::duration::millis;
 use crate::entry::{EntryKey, JobName};
 use crate::job::{KnownJob, Params};
 use crate::redis::RedisTime;
-use crate::store::{Expiry, GoneGuard, Meta, Snapshot};
+use crate::store::{Expiry, GoneGuard, Meta, Rechecks, Snapshot};
 
 /// One entry. Times are Redis's, in ms since the epoch.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
@@ -109,6 +109,9 @@ pub struct Entry {
     /// Its place on the agenda.
     #[serde(skip)]
     pub due: Option<Due>,
+    /// Its rechecks follow no invalidation, but a start without data, a flush or a gap.
+    #[serde(skip)]
+    pub rechecked_in_doubt: bool,
     /// It was found to be gone, whether or not a later answer was refused: its rechecks fetch it.
     #[serde(skip)]
     pub is_gone: bool,
@@ -185,6 +188,9 @@ impl Ops {
             version: ours.and_then(|meta| meta.last_attempt.version),
             announced_version: meta.filter(|meta| meta.is_behind()).and_then(|meta| meta.announced),
             rechecks_ms: owner.zip(meta).map_or_else(Vec::new, |(job, meta)| rechecks(job, meta, now)),
+            rechecked_in_doubt: meta
+                .and_then(|meta| meta.last_attempt.rechecks.as_ref())
+                .is_some_and(Rechecks::is_of_doubt),
             etag: attempt.as_ref().and_then(|attempt| attempt.validators.etag.clone()),
             last_modified: attempt.as_ref().and_then(|attempt| attempt.validators.last_modified.clone()),
             last_outcome: last_outcome(&snapshot),

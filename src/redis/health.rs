@@ -15,6 +15,7 @@ use redis::RedisResult;
 use tracing::{info, warn};
 
 use crate::entry::duration;
+use crate::redis::wrong_types::{WRONG_TYPE, is_wrong_type};
 use crate::redis::{WrongTypes, is_of_keys};
 
 /// A worker polls its agendas at least every 5 s. Three missed polls are a fault.
@@ -93,7 +94,10 @@ impl Troubles {
     /// Records a failure for this job, upstream or step. It is logged once for each cause, and at growing intervals
     /// while it lasts. Returns the backoff.
     pub fn ill(&self, subject: &str, cause: impl fmt::Display) -> Duration {
-        let cause: String = cause.to_string().chars().take(CAUSE).collect();
+        let cause: String = match cause.to_string() {
+            text if is_wrong_type(&text) => WRONG_TYPE.to_owned(),
+            text => text.chars().take(CAUSE).collect(),
+        };
         let mut all = self.all();
         let now = Instant::now();
         let trouble = all.entry((self.of, subject.to_owned())).or_insert_with(|| Trouble {
@@ -311,6 +315,12 @@ mod tests {
         let waits: Vec<Duration> = (0..20).map(|_| cron.ill("art", "WRONGTYPE")).collect();
         assert!(waits[0] <= Duration::from_millis(100) && waits[19] >= LONGEST / 2, "{waits:?}");
         assert!(cron.ill("story", "WRONGTYPE") <= Duration::from_millis(100), "another job's backoff is its own");
+        sample.ill(
+            "art",
+            "WRONGTYPE: Operation against a key holding the wrong kind of value script: 2c9, on @user_script:3.",
+        );
+        let said = sample.reasons().join(" ");
+        assert!(said.contains("delete or rename it") && !said.contains("script"), "{said}");
         sample.ill("art", "x".repeat(10_000));
         assert_eq!((cron.count(), sample.count()), (2, 1));
         assert!(all.reasons().iter().all(|reason| reason.len() < 400), "{:?}", all.reasons());

@@ -10,6 +10,7 @@ use super::connection::UNANSWERED;
 use super::refused::{Refused, is_refusal};
 use super::sentinels;
 use super::url::{CLUSTER_FORM, SENTINEL_FORM};
+use super::wrong_types::{WRONG_TYPE, is_wrong_type};
 use crate::protocol::Keys;
 
 /// The oldest supported major version: scripts with flags, `PEXPIRETIME`, `EXPIRE … GT`.
@@ -327,6 +328,9 @@ pub fn explain(error: &RedisError) -> String {
             "{text}; grant it to the Redis user of this process: a worker names the missing rights when it starts, \
              and {PAGE} lists all required rights"
         );
+    }
+    if is_wrong_type(&text) {
+        return WRONG_TYPE.to_owned();
     }
     let remedy = match error.code() {
         Some("CLUSTERDOWN") => {

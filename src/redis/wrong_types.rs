@@ -31,6 +31,15 @@ const NAME: usize = 200;
 /// The error code of a command on a key of another type.
 const WRONGTYPE: &str = "WRONGTYPE";
 
+/// The text of [`WRONGTYPE`] for people. That of a script tells its lines and its digest, and neither tells the key.
+pub(super) const WRONG_TYPE: &str = "a key of Samovar's holds another type (WRONGTYPE): `/health` and `samovar jobs` \
+                                     name the key; delete or rename it";
+
+/// Returns `true` if this is the text of such an error.
+pub(super) fn is_wrong_type(text: &str) -> bool {
+    text.contains("holding the wrong kind of value")
+}
+
 /// Returns `true` if an error concerns only the command's keys, so that waiting does not help: a key of another type, a
 /// missing right to a key, an unexpected answer.
 pub fn is_of_keys(error: &RedisError) -> bool {

@@ -96,6 +96,11 @@ impl Rechecks {
         is_left.then(|| Self { lone: false, doubled: true, ..self.clone() })
     }
 
+    /// Returns `true` if it follows a doubt, and no invalidation: messages or data may have been lost.
+    pub fn is_of_doubt(&self) -> bool {
+        self.of_doubt
+    }
+
     /// Returns `true` if the last answer was refused.
     pub fn is_refused(&self) -> bool {
         self.refused

@@ -325,6 +325,15 @@ async fn an_invalidated_entry_shows_its_rechecks() {
     assert_eq!(entry["rechecks_ms"], json!([due, due + 600_000]));
     let told = samovar(["get", "art:a"]).redis(&redis).jobs(&jobs).run().await.stdout;
     assert!(told.contains("for recheck: ") && told.contains("rechecks      in 9m"), "{told}");
+    assert!(told.contains("after the invalidation") && !told.contains("may have been lost"), "{told}");
+
+    redis.flush().await;
+    let told = eventually("it is there again, and due for a recheck", async || {
+        let told = samovar(["get", "art:a"]).redis(&redis).jobs(&jobs).run().await.stdout;
+        if told.contains("for recheck: ") { Ok(told) } else { Err(told) }
+    })
+    .await;
+    assert!(told.contains("may have been lost") && !told.contains("after the invalidation"), "{told}");
 }
 
 /// SIGTERM while somebody waits: the answer comes, and the process ends in order.

@@ -114,6 +114,7 @@ impl Stage {
         let (code, health) = eventually_within(SOON, &format!("{key} is named"), async || {
             touch().await;
             let (code, health) = self.health().await;
+            assert!(!health.to_string().contains("wrong kind of value"), "{health}");
             let named = health["reasons"].as_array().unwrap().iter().any(|reason| {
                 let reason = reason.as_str().unwrap();
                 reason.contains(&format!("key {key} holds a")) && reason.contains("delete or rename it")

@@ -1,6 +1,6 @@
 //! The places of words in a template. Minijinja reports the names that a template uses, but not where they are.
 //!
-//! The scanner is lenient, because it gets only templates that minijinja accepts.
+//! The scanner is lenient: minijinja refuses what it cannot read.
 
 use std::ops::Range;
 
@@ -21,7 +21,12 @@ pub(super) enum Role {
     Filter,
     Test,
     Statement,
+    /// A character with which no token begins.
+    Stray,
 }
+
+/// The characters, beside letters, digits, quotes and spaces, with which tokens begin.
+const SIGNS: &str = "_+-*/%.,:~|=<>!()[]{}";
 
 /// Returns all words in order.
 pub(super) fn words(source: &str) -> Vec<Word<'_>> {
@@ -92,6 +97,9 @@ fn code<'t>(source: &'t str, from: usize, close: &str, words: &mut Vec<Word<'t>>
                 if !(role == Role::Test && token == "not") {
                     words.push(Word { role, text: token, at: at..at + length });
                 }
+            }
+            b if !(b.is_ascii_digit() || b.is_ascii_whitespace() || b"\"'".contains(&b) || SIGNS.contains(token)) => {
+                words.push(Word { role: Role::Stray, text: token, at: at..at + length });
             }
             _ => {}
         }

@@ -341,6 +341,12 @@ fn filters_make_no_more_than_is_to_be_had() {
 fn faults_are_found_when_a_template_is_parsed() {
     for (source, message, piece) in [
         ("a {{ b", "syntax error: unexpected end of input, expected end of variable block", "b"),
+        (
+            "ı {{ 'ş' ~ name.ıd }}",
+            "syntax error: unexpected character `ı`: names consist of ASCII letters, digits and `_`",
+            "ı",
+        ),
+        ("{{ a & b }}", "syntax error: unexpected character `&`", "&"),
         ("{% for %}", "syntax error: unexpected end of block, expected in", "%}"),
         ("{{ a | shout }}", "unknown filter `shout`", "shout"),
         ("{{ a is loud }}", "unknown test `is loud`", "loud"),
