@@ -99,11 +99,14 @@ async fn ping(admin: &Admin) -> Result<Duration, String> {
     }
 }
 
-/// Returns what guards hold back; nothing if Redis does not answer, which is told elsewhere.
-async fn guards(admin: &Admin) -> Vec<String> {
+/// Returns what guards hold back, and of which jobs nothing succeeds; nothing if Redis does not answer, which is told
+/// elsewhere.
+async fn notices(admin: &Admin) -> Vec<String> {
     let Some(parts) = admin.parts() else { return Vec::new() };
-    let asked = tokio::time::timeout(PATIENCE, parts.ops.guard_notices()).await;
-    asked.ok().and_then(Result::ok).unwrap_or_default()
+    let ops = &parts.ops;
+    let asked = async { tokio::join!(ops.guard_notices(), ops.failing()) };
+    let Ok((guards, failing)) = tokio::time::timeout(PATIENCE, asked).await else { return Vec::new() };
+    guards.unwrap_or_default().into_iter().chain(failing.unwrap_or_default().into_values()).collect()
 }
 
 fn code(healthy: bool) -> StatusCode {
@@ -115,7 +118,7 @@ fn word(healthy: bool) -> &'static str {
 }
 
 async fn state(admin: &Admin) -> (StatusCode, Json<Readiness>) {
-    let (asked, guards) = tokio::join!(ping(admin), guards(admin));
+    let (asked, notices) = tokio::join!(ping(admin), notices(admin));
     let redis = if asked.is_ok() { "connected" } else { "disconnected" };
     let mut reasons: Vec<String> = asked.err().into_iter().collect();
     let parts = admin.parts();
@@ -129,7 +132,7 @@ async fn state(admin: &Admin) -> (StatusCode, Json<Readiness>) {
     let of_masters = parts.as_ref().and_then(|parts| parts.ops.redis.fault_of_masters());
     reasons.extend(of_masters.filter(|fault| !troubles.iter().any(|trouble| trouble.contains(fault.as_str()))));
     reasons.extend(troubles);
-    reasons.extend(guards);
+    reasons.extend(notices);
     reasons.extend(parts.iter().flat_map(|parts| parts.gates.values()).filter_map(|gate| gate.trouble()));
     reasons.extend(
         admin.reload.refused().map(|refused| {

@@ -78,6 +78,7 @@ async fn add_fleet(fleet: &Fleet, statuses: &mut [JobStatus], census: Option<&Ce
     if let Some(census) = census {
         parts.ops.add_outdated(statuses, census, &living).await?;
     }
+    parts.ops.add_failing(statuses).await?;
     status::add_fleet(statuses, &parts.ops.fleet(living).await?);
     Ok(())
 }

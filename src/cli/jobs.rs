@@ -93,6 +93,11 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
         upstreams.retain(|upstream| job.upstreams.iter().any(|own| own.name.as_str() == upstream.upstream));
     }
     ops.add_outdated(&mut all, &census, &living).await?;
+    let mut failing = ops.failing().await?;
+    failing.retain(|job, _| of.is_none_or(|of| of.name == *job));
+    for status in &mut all {
+        status.faults.extend(failing.get(status.job.as_str()).cloned());
+    }
     let fleet = ops.fleet(living).await?;
     status::add_fleet(&mut all, &fleet);
     if args.json {
@@ -114,6 +119,9 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     }
     for state in told.states {
         println!("\n{}", wrapped(&escaped(&state), ""));
+    }
+    for said in failing.values() {
+        println!("\n{}", wrapped(&escaped(&format!("Fault: {said}.")), ""));
     }
     tell_left(&left, &jobs);
     for (job, workers) in &held_back {
@@ -288,6 +296,9 @@ fn feed(status: &JobStatus, now: RedisTime) -> Option<String> {
             Some(answered) => format!("the entries that it named {} are kept warm", ago(answered, now)),
             None => "it never answered".to_owned(),
         };
+        let mut letters = reason.chars();
+        let first = letters.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
+        let reason = format!("{first}{}", letters.as_str());
         let failures = if feed.failures == 1 { "once".to_owned() } else { format!("{} times", feed.failures) };
         return Some(format!("Feed of {job}: failed {failures}, last {failed}; {again}; {answered}. {reason}"));
     }

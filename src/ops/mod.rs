@@ -9,6 +9,7 @@ mod dead;
 pub mod descriptions;
 mod effect;
 mod entry;
+mod failing;
 mod files;
 mod fleet;
 mod gone;

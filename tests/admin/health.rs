@@ -4,7 +4,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use super::{Server, both};
-use crate::support::{Art, Reply, eventually, samovar, talkative};
+use crate::support::{Art, Reply, eventually, readable_key, samovar, talkative};
 
 #[tokio::test]
 async fn health_follows_redis_and_says_what_is_wrong() {
@@ -54,6 +54,62 @@ async fn an_open_breaker_is_told_by_health_and_jobs() {
     .await;
     let shown = samovar(["jobs"]).redis(&redis).jobs(&jobs).run().await.stdout;
     assert!(shown.contains("Upstream museum: no requests for ") && shown.contains("(breaker)."), "{shown}");
+}
+
+#[tokio::test]
+async fn a_job_of_which_nothing_succeeds_is_told_and_comes_back() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| Reply::text("<html>Please wait</html>"));
+    let jobs = Art::of(&upstream).list(0..4).warm("attempts = 1\nevery = \"30d\"").folder();
+    let first = Server::start(&redis, &jobs).await.ready().await;
+    let reason = "4 entries of art were given up, and nothing ever succeeded";
+    let is_told = async |server: &Server| {
+        eventually("health is degraded", async || {
+            let state = server.get("/health").await.ok();
+            let told = state["status"] == "degraded" && state["reasons"].to_string().contains(reason);
+            if told { Ok(()) } else { Err(state) }
+        })
+        .await;
+    };
+    is_told(&first).await;
+    drop(first);
+    let server = Server::start(&redis, &jobs).await.ready().await;
+    is_told(&server).await;
+    let shown = samovar(["jobs"]).redis(&redis).jobs(&jobs).run().await.stdout;
+    assert!(shown.split_whitespace().collect::<Vec<_>>().join(" ").contains(reason), "{shown}");
+    assert!(server.get("/jobs").await.text.contains(reason));
+
+    upstream.otherwise(|call, _| Reply::json(json!({"path": call.path()})));
+    assert_eq!(server.post("/warm?wait=true", json!({"keys": ["art:2"]})).await.ok()["warmed"], 1);
+    for key in ["art:0", "art:1", "art:3"] {
+        readable_key(&redis, key).await;
+    }
+    let state = server.get("/health").await.ok();
+    assert_eq!(state["status"], "healthy", "{state}");
+    assert_eq!(server.get("/dead").await.ok()["total"], 0);
+}
+
+/// A single entry that always fails must not make a job look broken.
+#[tokio::test]
+async fn a_job_of_which_most_succeeds_stays_healthy() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|call, _| match call.path() {
+        "/art/0" => Reply::text("<html>"),
+        path => Reply::json(json!({ "path": path })),
+    });
+    let jobs = Art::of(&upstream).list(0..4).warm("attempts = 1\nevery = \"30d\"").folder();
+    let server = Server::start(&redis, &jobs).await.ready().await;
+    eventually("it is given up", async || server.get("/dead").await.ok()["total"] == 1).await;
+    for key in ["art:1", "art:2", "art:3"] {
+        readable_key(&redis, key).await;
+    }
+    let state = server.get("/health").await.ok();
+    assert_eq!(state["status"], "healthy", "{state}");
+    eventually("the success is noted", async || {
+        redis.ask::<Option<u64>>(&["HGET", "samovar:stats:{art}", "successes"]).await == Some(3)
+    })
+    .await;
+    assert_eq!((server.get("/dead").await.ok()["total"].clone(), upstream.calls("/art/0")), (json!(1), 1));
 }
 
 #[tokio::test]
