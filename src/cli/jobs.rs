@@ -93,11 +93,7 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
         upstreams.retain(|upstream| job.upstreams.iter().any(|own| own.name.as_str() == upstream.upstream));
     }
     ops.add_outdated(&mut all, &census, &living).await?;
-    let mut failing = ops.failing().await?;
-    failing.retain(|job, _| of.is_none_or(|of| of.name == *job));
-    for status in &mut all {
-        status.faults.extend(failing.get(status.job.as_str()).cloned());
-    }
+    let failing = ops.add_failing(&mut all).await?;
     let fleet = ops.fleet(living).await?;
     status::add_fleet(&mut all, &fleet);
     if args.json {
@@ -120,7 +116,7 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
     for state in told.states {
         println!("\n{}", wrapped(&escaped(&state), ""));
     }
-    for said in failing.values() {
+    for said in failing {
         println!("\n{}", wrapped(&escaped(&format!("Fault: {said}.")), ""));
     }
     tell_left(&left, &jobs);

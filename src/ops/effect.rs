@@ -19,8 +19,8 @@ pub struct Effect {
     /// By job, the number of values that are removed and not fetched anew: no running worker knows the job.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub removed: BTreeMap<String, usize>,
-    /// The number of values that are removed and that nothing makes anew: no job has such a key any more. An earlier job
-    /// file made them, or a service loaded them.
+    /// The number of values that are removed and that nothing makes anew: no job has such a key any more. An earlier
+    /// job file made them, or a service loaded them.
     #[serde(skip_serializing_if = "is_zero")]
     pub unowned: usize,
     /// Jobs whose entries are made from these. Those whose inputs change are made again, which comes in addition.

@@ -188,9 +188,7 @@ impl Ops {
             version: ours.and_then(|meta| meta.last_attempt.version),
             announced_version: meta.filter(|meta| meta.is_behind()).and_then(|meta| meta.announced),
             rechecks_ms: owner.zip(meta).map_or_else(Vec::new, |(job, meta)| rechecks(job, meta, now)),
-            rechecked_in_doubt: meta
-                .and_then(|meta| meta.last_attempt.rechecks.as_ref())
-                .is_some_and(Rechecks::is_of_doubt),
+            rechecked_in_doubt: meta.is_some_and(is_rechecked_in_doubt),
             etag: attempt.as_ref().and_then(|attempt| attempt.validators.etag.clone()),
             last_modified: attempt.as_ref().and_then(|attempt| attempt.validators.last_modified.clone()),
             last_outcome: last_outcome(&snapshot),
@@ -283,6 +281,11 @@ fn priority(priority: Priority) -> &'static str {
         Priority::Bulk => "bulk",
         Priority::Normal => "normal",
     }
+}
+
+/// Returns `true` if the rechecks follow no invalidation.
+fn is_rechecked_in_doubt(meta: &Meta) -> bool {
+    meta.last_attempt.rechecks.as_ref().is_some_and(Rechecks::is_of_doubt)
 }
 
 /// Returns the times of the rechecks that are to come.

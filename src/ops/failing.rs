@@ -1,9 +1,9 @@
 //! Jobs of which nothing succeeds: their answers are refused, so their entries become dead letters, one after another.
 //!
 //! The measure is in Redis, so it is the fleet's, and survives restarts: the dead letters and the failed attempts since
-//! the last success. A worker's heartbeat notes a success once the job's counters have grown ([`Ops::note_successes`]). When a job works
-//! again, the same puts the dead letters of refused answers back on the agenda: spread over a minute, and at most once
-//! an hour, so that entries that always fail cost little.
+//! the last success. A worker's heartbeat notes a success once the job's counters have grown
+//! ([`Ops::note_successes`]). When a job works again, the same puts the dead letters of refused answers back on the
+//! agenda: spread over a minute, and at most once an hour, so that entries that always fail cost little.
 //!
 //! On failure: two workers may note the same success, and put the same letters back; neither does harm.
 
@@ -130,16 +130,19 @@ impl Ops {
         Ok(failing.map(|(job, known)| (job.name.clone(), known.notice(&job.name))).collect())
     }
 
-    /// Adds to each job that nothing of it succeeds.
+    /// Adds to each job that nothing of it succeeds; returns the sentences.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
-    pub(crate) async fn add_failing(&self, statuses: &mut [JobStatus]) -> RedisResult<()> {
+    pub(crate) async fn add_failing(&self, statuses: &mut [JobStatus]) -> RedisResult<Vec<String>> {
         let mut failing = self.failing().await?;
+        let mut told = Vec::new();
         for status in statuses {
-            status.faults.extend(failing.remove(status.job.as_str()));
+            let said = failing.remove(status.job.as_str());
+            told.extend(said.clone());
+            status.faults.extend(said);
         }
-        Ok(())
+        Ok(told)
     }
 
     /// Notes which jobs had a success since the last call, and puts dead letters back of those that work again. Returns

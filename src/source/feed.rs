@@ -1,7 +1,8 @@
 //! Feeds: the entries that an upstream names for a job, read page by page.
 //!
 //! An item that names no entry is skipped and counted, so one bad item does not keep the others cold. An answer of
-//! which nothing can be used is an error; the caller doubts one of which little can be used. A number counts as its text, as the answer writes it.
+//! which nothing can be used is an error; the caller doubts one of which little can be used. A number counts as its
+//! text, as the answer writes it.
 
 use super::client::{Body, Client, Received, Request, answer_error};
 use super::http::{kind, select_text};
