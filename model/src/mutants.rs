@@ -320,6 +320,7 @@ pub const KILLED: &[Mutant] = mutants! {
         "'(' .. edge(tonumber(ended) + 1, HELD), 1000" => "'(' .. edge(tonumber(ended) + 2, HELD), 1000",
         "claim(edge(tonumber(ended), HELD)" => "claim('(' .. edge(tonumber(ended) + 1, HELD)",
         "HELD), 1000, 'claimed')" => "HELD), room, 'claimed')",
+        "if anew > 0 then room = 0 end" => "",
         "is == (state or is)" => "is == is",
         "has == (priority or has)" => "has == has",
         "claimed(far, '(' .. future, 2, 'claimed')" => "",

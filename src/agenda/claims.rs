@@ -21,10 +21,9 @@ pub(super) struct Claimer {
 }
 
 impl Claimer {
-    /// Returns one that has claimed nothing yet. Its numbers are not those of an earlier one of this name.
+    /// Returns the claims of a dispatcher of this name that has claimed nothing yet.
     pub(super) fn of(name: &str) -> Arc<Self> {
-        let first = u64::from(rand::random::<u32>()) << 20;
-        Arc::new(Self { name: name.to_owned(), calls: AtomicU64::new(first), answered: Mutex::default() })
+        Arc::new(Self { name: name.to_owned(), calls: AtomicU64::default(), answered: Mutex::default() })
     }
 
     /// Returns the number of the next call for a job, and of the last one that was answered; zero for none.

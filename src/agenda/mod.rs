@@ -161,7 +161,7 @@ impl Agenda {
         Self { redis, keys, claimer }
     }
 
-    /// Claims under this name, unique to a dispatcher and those that take its place.
+    /// Claims under this name, which no other dispatcher has.
     #[must_use]
     pub fn claiming_as(self, name: &str) -> Self {
         Self { claimer: Claimer::of(name), ..self }
@@ -273,7 +273,7 @@ impl Agenda {
             .map(|entry| Claimed {
                 key: entry[0].clone(),
                 score: entry[1].clone(),
-                // An entry that is claimed anew was due before its claim.
+                // When an entry that is claimed anew was due is not known: before now.
                 since: Due::from_score(entry[2].parse().unwrap_or_default()).at.min(RedisTime::from_millis(now)),
             })
             .collect();
@@ -286,8 +286,8 @@ impl Agenda {
     }
 
     /// Has the next [`Self::claim`] of a job claim anew what the last one claimed, as far as it is still claimed: it may
-    /// be neither on the queue nor handed back. What is on the queue all the same is handled once, since its task finds
-    /// another score.
+    /// be neither on the queue nor handed back. What is on the queue all the same is handled once: only one task can take
+    /// it.
     pub fn abandon(&self, job: &JobName) {
         self.claimer.forget(job);
     }
@@ -305,8 +305,8 @@ impl Agenda {
         time: Duration,
         again: Option<Duration>,
     ) -> RedisResult<Vec<Option<String>>> {
-        // Redis may have carried out the first call before, and carries out this one up to a timeout later.
-        let within = again.map_or(Duration::ZERO, |after| after + self.redis.timeout());
+        // A script is sent up to three times where Redis was started anew, and each command has a timeout of its own.
+        let within = again.map_or(Duration::ZERO, |after| after + self.redis.timeout() * 3);
         let mut taken = Vec::with_capacity(entries.len());
         for batch in entries.chunks(BATCH) {
             let mut call = TAKE.key(self.keys.agenda(job));

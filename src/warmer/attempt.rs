@@ -12,8 +12,8 @@
 //!
 //! On failure: a cancelled attempt is dropped. Its permit then goes back with the next
 //! [`crate::source::Gate::refresh`], its lease with [`Warmer::hand_back`]. While Redis does not answer, the permit
-//! waits for that refresh too, and the lease expires. A permit that nobody gives back expires 5 s after its upstream's
-//! timeout.
+//! waits for that refresh too, and the lease is given back with a later task, or expires. A permit that nobody gives
+//! back expires 5 s after its upstream's timeout.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -168,7 +168,8 @@ impl Attempt<'_> {
         self.return_permit().await;
         let Some(token) = self.token.take() else { return };
         // An invalidation that marked the lease has marked the value too, or has taken the entry off the agenda.
-        self.warmer.give_back(self.entry.key.clone(), token).await;
+        let until = Instant::now() + self.warmer.lease_time(self.job);
+        self.warmer.give_back(self.entry.key.clone(), token, until).await;
     }
 
     /// Gives the permit back unused, which says nothing about the upstream.

@@ -4,6 +4,7 @@ use std::array;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use crate::entry::{EntryKey, JobName};
 
@@ -22,7 +23,7 @@ const OWED: usize = 10_000;
 pub(super) struct InFlight {
     parts: [Mutex<HashMap<Place, Option<String>>>; PARTS],
     hasher: RandomState,
-    owed: Mutex<Vec<(EntryKey, String)>>,
+    owed: Mutex<Vec<(EntryKey, String, Instant)>>,
 }
 
 impl Default for InFlight {
@@ -42,17 +43,20 @@ impl InFlight {
         self.part(place).remove(place);
     }
 
-    /// Remembers a lease that Redis did not take back, by its token. Beyond a bound, leases expire by themselves.
-    pub(super) fn owe(&self, key: EntryKey, token: String) {
+    /// Remembers a lease that Redis did not take back, by its token, until it must have expired. Beyond a bound it is
+    /// not remembered.
+    pub(super) fn owe(&self, key: EntryKey, token: String, until: Instant) {
         let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
         if owed.len() < OWED {
-            owed.push((key, token));
+            owed.push((key, token, until));
         }
     }
 
-    /// Returns the leases that were not given back, and forgets them.
-    pub(super) fn take_owed(&self) -> Vec<(EntryKey, String)> {
-        std::mem::take(&mut *self.owed.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Returns the leases that were not given back and may not have expired, and forgets all.
+    pub(super) fn take_owed(&self) -> Vec<(EntryKey, String, Instant)> {
+        let mut owed = std::mem::take(&mut *self.owed.lock().unwrap_or_else(PoisonError::into_inner));
+        owed.retain(|(.., until)| *until > Instant::now());
+        owed
     }
 
     /// Returns the number of entries.

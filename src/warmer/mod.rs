@@ -51,7 +51,7 @@ use crate::entry::{Priority, Trigger, Version};
 use crate::job::{Job, Jobs, Params};
 use crate::popularity::Popularity;
 use crate::queue::Chunk;
-use crate::redis::RedisTime;
+use crate::redis::{RedisTime, is_of_keys};
 use crate::source::{Gate, Sources};
 use crate::store::Store;
 use crate::telemetry::Telemetry;
@@ -217,7 +217,8 @@ impl Warmer {
             let span = debug_span!("warm", job = %name, key = %entry.key, trigger = %entry.trigger);
             warming.push(self.warm(job, entry).instrument(span));
         }
-        while warming.next().await.is_some() {}
+        let warming = async { while warming.next().await.is_some() {} };
+        tokio::join!(warming, self.give_back_owed());
     }
 
     /// Takes claimed entries for `time`; returns their new scores, `None` for an entry that is no longer claimed by us.
@@ -227,11 +228,9 @@ impl Warmer {
         let mut again = None;
         loop {
             match self.agenda.take(job, entries, time, again).await {
-                Ok(scores) => {
-                    self.give_back_owed().await;
-                    return Some(scores);
-                }
-                Err(e) if begun.elapsed() > self.admission_wait || self.drain.is_cancelled() => {
+                Ok(scores) => return Some(scores),
+                // What the first call took would be due again by now.
+                Err(e) if begun.elapsed() > time || self.drain.is_cancelled() => {
                     debug!(%job, "a task's entries could not be taken; they come due again: {e}");
                     return None;
                 }
@@ -244,16 +243,18 @@ impl Warmer {
     /// Gives back the leases that Redis did not take back when their attempts ended.
     async fn give_back_owed(&self) {
         let owed = self.in_flight.take_owed();
-        let back = owed.into_iter().map(async |(key, token)| self.give_back(key, token).await);
+        let back = owed.into_iter().map(async |(key, token, until)| self.give_back(key, token, until).await);
         back.collect::<FuturesUnordered<_>>().collect::<()>().await;
     }
 
-    /// Gives a lease back. If Redis does not answer, it is remembered, also where the answer to taking it was lost:
-    /// Redis may carry both calls out later, in this order.
-    async fn give_back(&self, key: EntryKey, token: String) {
+    /// Gives a lease back. If Redis does not answer, it is remembered until `until`, when it has expired; so is one of
+    /// which it is not known whether it was taken.
+    async fn give_back(&self, key: EntryKey, token: String, until: Instant) {
         if let Err(e) = self.store.release(&key, &token, None).await {
             debug!(%key, "the lease is not given back yet: {e}");
-            self.in_flight.owe(key, token);
+            if !is_of_keys(&e) {
+                self.in_flight.owe(key, token, until);
+            }
         }
     }
 
@@ -286,7 +287,6 @@ impl Warmer {
     /// Hands back the entries whose attempts were cancelled, with their leases, so that another worker takes them at
     /// once. Call it when no attempt runs any more. Their permits go back with the next [`Gate::refresh`].
     pub async fn hand_back(&self) {
-        self.give_back_owed().await;
         for ((job, key, score), token) in self.in_flight.take() {
             if let Some(token) = token
                 && let Err(e) = self.store.release(&key, &token, None).await
@@ -297,6 +297,7 @@ impl Warmer {
                 Finished { key: key.as_str().to_owned(), score, next: Next::In(Duration::ZERO), outcome: None };
             let _ = self.finished.send((job, finished, None));
         }
+        self.give_back_owed().await;
     }
 
     fn lease_time(&self, job: &Job) -> Duration {

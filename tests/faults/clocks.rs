@@ -9,7 +9,8 @@ use serde_json::json;
 
 use super::{both, readable, version, works};
 use crate::support::{
-    Art, JobsFolder, OffsetClock, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, talkative,
+    Art, JobsFolder, OffsetClock, Parts, Reply, TestRedis, Upstream, WorkerProcess, eventually, give_to_a_dead_reader,
+    talkative,
 };
 
 const ASKED: &str = "/v1/chat/completions";
@@ -108,6 +109,14 @@ async fn set_back(redis: &TestRedis, parts: &Parts) -> Option<u64> {
 /// When the content of an entry was asked for.
 async fn asked(parts: &Parts, key: &str) -> RedisTime {
     parts.store.snapshot(&EntryKey::new(key)).await.unwrap().meta.unwrap().fetched_at
+}
+
+#[tokio::test]
+async fn messages_of_a_dead_worker_do_not_wait_for_the_clock() {
+    let (clock, redis, _upstream, _jobs, _worker, parts) = with_clock("", "").await;
+    give_to_a_dead_reader(&redis, "art:a").await;
+    clock.set(-60 * 60_000);
+    parts.inbox_is_empty().await;
 }
 
 #[tokio::test]

@@ -82,18 +82,6 @@ async fn abandoned_claims_are_claimed_anew_all_at_once() {
 }
 
 #[tokio::test]
-async fn another_that_takes_a_dispatchers_place_claims_anew_as_well() {
-    let (_redis, proxy, parts, agenda, _) = behind_a_proxy().await;
-    let agenda = agenda.claiming_as("one");
-    proxy.set(Fault::Deaf);
-    agenda.claim(&job(), 10, 10, HOUR).await.unwrap_err();
-    let next = parts.agenda.clone().claiming_as("one");
-    assert_eq!(next.claim(&job(), 10, 10, HOUR).await.unwrap().entries.len(), 1);
-    let other = parts.agenda.clone().claiming_as("other");
-    assert!(other.claim(&job(), 10, 10, HOUR).await.unwrap().entries.is_empty());
-}
-
-#[tokio::test]
 async fn entries_taken_without_an_answer_are_the_callers_own() {
     let (_redis, proxy, parts, agenda, _) = behind_a_proxy().await;
     let claimed = agenda.claim(&job(), 10, 10, HOUR).await.unwrap().entries;
@@ -145,6 +133,31 @@ async fn a_worker_finds_what_it_claimed_without_an_answer() {
     .await;
 }
 
+/// Another worker would take it over after an hour.
+#[tokio::test]
+async fn a_worker_finds_a_message_that_it_was_given_without_an_answer() {
+    let (redis, upstream) = both().await;
+    let proxy = Proxy::before(redis.port()).await;
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    upstream.edit("/art/a");
+    let _worker = samovar(["worker"]).redis_at(&proxy.url()).jobs(&jobs).env("SAMOVAR_CLAIM", "1h").spawn();
+    version(&redis, "a", 1).await;
+    listening(&redis, 1).await;
+    upstream.edit("/art/a");
+    proxy.set(Fault::Deaf);
+    redis.ask::<String>(&["XADD", "samovar:inbox", "*", "message", "art:a"]).await;
+    let pending = ["XPENDING", "samovar:inbox", "samovar", "-", "+", "1"];
+    eventually("it is given the message, and does not hear of it", async || {
+        !redis.ask::<Vec<redis::Value>>(&pending).await.is_empty()
+    })
+    .await;
+    proxy.set(Fault::None);
+    eventually_within(Duration::from_secs(60), "it is handled", async || {
+        redis.json("art:a").await.is_some_and(|value| value["version"] == 2)
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn edits_while_redis_is_frozen_are_fresh_soon_after() {
     let (redis, upstream) = both().await;
@@ -156,7 +169,7 @@ async fn edits_while_redis_is_frozen_are_fresh_soon_after() {
     join_all(names.iter().map(|name| version(&redis, name, 1))).await;
     listening(&redis, 2).await;
     // Commands end after five seconds.
-    let mut frozen = tokio::time::interval(Duration::from_millis(100));
+    let mut frozen = tokio::time::interval(Duration::from_millis(200));
     let mut telling = tokio::task::JoinSet::new();
     for (n, name) in names.iter().enumerate() {
         frozen.tick().await;

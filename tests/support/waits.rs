@@ -49,3 +49,20 @@ pub async fn publish(redis: &TestRedis, message: &str) {
     listening(redis, 1).await;
     eventually("a worker hears the channel", async || redis.publish("samovar:invalidate", message).await > 0).await;
 }
+
+/// Publishes to the inbox, and has a reader that disappears read the message: tried until it is the one that gets it.
+pub async fn give_to_a_dead_reader(server: &TestRedis, message: &str) {
+    let mut connection = server.connection().await;
+    let mut read = redis::cmd("XREADGROUP");
+    read.arg(&["GROUP", "samovar", "crashed", "COUNT", "1", "STREAMS", "samovar:inbox", ">"]);
+    loop {
+        let mut both = redis::pipe();
+        both.atomic();
+        both.cmd("XADD").arg(&["samovar:inbox", "*", "message", message]).ignore();
+        both.add_command(read.clone());
+        let (reply,): (redis::Value,) = both.query_async(&mut connection).await.unwrap();
+        if reply != redis::Value::Nil {
+            return;
+        }
+    }
+}

@@ -1,16 +1,18 @@
 -- Claim due entries: high priority first, then bulk, then other entries whose claim ran out, then scheduled ones; the
 -- oldest first. A claimed entry stays on the agenda, due again when its claim runs out. If that entry has high
 -- priority, it goes with those, unless a thousand older claims ran out as well. score.lua stands before this.
--- Before all of them come entries that an earlier call of this caller claimed, if it got no answer to that: it does not
--- know of them, and nobody else handles them. Calls are numbered, and Redis keeps the last one that claimed something.
+-- If the caller got no answer to the call before, nobody may know what that claimed. Calls are numbered, and Redis keeps
+-- the last one that claimed something: what is claimed until the same end is claimed anew, and nothing else. Another
+-- task may hold such an entry, of the same millisecond or on the queue after all: only one of them can take it.
 -- KEYS  1 agenda  2 since when the job is paused: then nothing is claimed  3 the caller's last call (it expires)
--- ARGV  1 at most so many (1,000 at most), beside those of an earlier call (1,000 at most)
+-- ARGV  1 at most so many (1,000 at most); anew up to 1,000
 --       2 at most so many claimed or running at once; for bulk entries and lapsed claims twice, for high priority three
 --         times as many: scheduled work in flight does not hold up urgent entries, and a storm of those is bounded
 --       3 how long the claim holds (ms)
---       4 the number of this call  5 of the last one that was answered and whose entries are in good hands
+--       4 the number of this call  5 of the last one that was answered and whose entries are on the queue
 -- An entry is due as well if it is claimed for later than a minute after the end of such a claim, held for later than
--- an hour after it, or urgent in more than a quarter of an hour: a clock that ran ahead set that time.
+-- an hour after it, or urgent in more than a quarter of an hour: a clock that ran ahead set that time. (Or a caller
+-- whose claims hold for longer than that: its tasks find nothing to take.)
 -- Returns {now, when something is due next (ms; -1 never; at most now: there is more; -2 the job is paused),
 --          then for each entry: entry, score while claimed, score before}
 local time = redis.call('TIME')
@@ -55,7 +57,8 @@ end
 local last = redis.pcall('GET', KEYS[3])
 local ended, number = string.match(type(last) == 'string' and last or '', '^(%d+) (.+)$')
 if number and number ~= ARGV[5] then
-  claim(edge(tonumber(ended), HELD), '(' .. edge(tonumber(ended) + 1, HELD), 1000, 'claimed')
+  local anew = claim(edge(tonumber(ended), HELD), '(' .. edge(tonumber(ended) + 1, HELD), 1000, 'claimed')
+  if anew > 0 then room = 0 end
 end
 local lapsed = edge(now + 1, HELD)
 local cap = tonumber(ARGV[2])

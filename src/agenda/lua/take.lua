@@ -3,7 +3,8 @@
 -- KEYS  1 agenda
 -- ARGV  1 for how long at most (ms)
 --       2 the caller asks again, since it got no answer: the time within which its first call was carried out (ms; 0:
---         it is the first). What began to run within it, for the same reason, that call took
+--         it is the first). What began to run within it, for the same reason, counts as taken by that call. It may
+--         be another's after a further invalidation: then the lease lets one of them fetch
 --       3… pairs: entry, score while claimed (500 pairs at most)
 -- Returns for each pair the score while running, or '' where another worker has the entry or it left the agenda
 local time = redis.call('TIME')

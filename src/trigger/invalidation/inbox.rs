@@ -46,6 +46,11 @@ const BYTES: usize = 4 << 20;
 const LONGEST: usize = inbox::LARGEST + FIELD.len();
 /// An id lower than those of all messages.
 const FIRST: &str = "0-0";
+/// The time after an error of Redis for which a reader asks for the messages that it was given: Redis may have given
+/// some to a read whose answer was lost, and carry out another one late.
+const ASKS_FOR_OWN: Duration = Duration::from_secs(10);
+/// The time that Redis's clock may seem to lag behind within one look.
+const CLOCK_SLACK: Duration = Duration::from_secs(1);
 /// The longest time for which a read blocks, and so for which ending takes.
 const WAIT: Duration = Duration::from_millis(2_000);
 
@@ -71,7 +76,7 @@ pub struct Inbox {
     pub telemetry: Telemetry,
     /// The worker's name, unique.
     pub worker: Arc<str>,
-    /// The time after which a message in flight is taken over by another worker.
+    /// The time after which a message in flight is taken over by another worker, or read again by this one.
     pub claim: Duration,
     /// The messages that cannot be read.
     pub complaints: Complaints,
@@ -84,6 +89,55 @@ type InFlight = Arc<Mutex<HashSet<String>>>;
 
 /// The names and values of a message's fields.
 type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// The messages that a read is for; those that are pending from an id on.
+enum Pending {
+    New,
+    /// Those that this reader was given.
+    Own(String),
+    /// Those that any reader was given so long ago.
+    Any(String, Duration),
+}
+
+/// The time at which the reader asks for the messages that it was given.
+#[derive(Debug, Default)]
+struct Own {
+    failed: Option<tokio::time::Instant>,
+    asked: Option<tokio::time::Instant>,
+}
+
+impl Own {
+    /// Notes an error of Redis: the answer to a read may be lost.
+    fn failed(&mut self) {
+        *self = Self { failed: Some(tokio::time::Instant::now()), asked: None };
+    }
+
+    /// Returns true now and then for some time after an error.
+    fn is_due(&mut self) -> bool {
+        let is_due = self.failed.is_some_and(|failed| failed.elapsed() < ASKS_FOR_OWN)
+            && self.asked.is_none_or(|asked| asked.elapsed() >= WAIT);
+        if is_due {
+            self.asked = Some(tokio::time::Instant::now());
+        }
+        is_due
+    }
+}
+
+/// Redis's clock, as the reader has seen it.
+#[derive(Debug, Default)]
+struct Clock {
+    seen: Option<(RedisTime, tokio::time::Instant)>,
+    was_set_back: bool,
+}
+
+impl Clock {
+    /// Notes the time, and whether it has gone on since the last look.
+    fn look(&mut self, now: RedisTime) {
+        let expected = self.seen.map(|(then, at)| then + at.elapsed());
+        self.was_set_back = expected.is_some_and(|expected| now + CLOCK_SLACK < expected);
+        self.seen = Some((now, tokio::time::Instant::now()));
+    }
+}
 
 /// A message as it was found in the inbox.
 #[derive(Debug, PartialEq)]
@@ -190,6 +244,7 @@ impl Inbox {
         let mut backoff = Backoff::new("the inbox").showing(&self.loop_health);
         // The id from which messages of other readers are taken over. It starts again after the claim time.
         let (mut left, mut taken_over) = (Some(FIRST.to_owned()), tokio::time::Instant::now());
+        let (mut own, mut clock) = (Own::default(), Clock::default());
         let mut swept: Option<tokio::time::Instant> = None;
         while !stop.is_cancelled() {
             if swept.is_none_or(|last| last.elapsed() >= SWEEP) && self.sweep().await.is_ok() {
@@ -199,9 +254,10 @@ impl Inbox {
                 left = Some(FIRST.to_owned());
             }
             let takes_over = left.is_some();
-            let messages = match self.next(&mut left, hurry).await {
+            let messages = match self.next(own.is_due(), &mut left, &mut clock, hurry).await {
                 Ok(messages) => messages,
                 Err(e) => {
+                    own.failed();
                     let lost_group = e.code() == Some("NOGROUP");
                     // The gap comes first: the missing group is the evidence, and a crash in between only repeats this.
                     if lost_group && self.note_lost_inbox().await.is_ok() && self.create_group().await.is_ok() {
@@ -224,20 +280,40 @@ impl Inbox {
         }
     }
 
-    /// Returns messages that other readers did not finish, from the id `left` on, and new ones. Blocks if there are
-    /// none.
-    async fn next(&mut self, left: &mut Option<String>, hurry: &CancellationToken) -> RedisResult<Vec<Found>> {
+    /// Returns messages that this reader was given, if it asks for those; messages that no reader finished, from the id
+    /// `left` on; and new ones. Blocks if there are none.
+    async fn next(
+        &mut self,
+        asks_for_own: bool,
+        left: &mut Option<String>,
+        clock: &mut Clock,
+        hurry: &CancellationToken,
+    ) -> RedisResult<Vec<Found>> {
         let mut found = Vec::new();
         let took_over = left.is_some();
+        if asks_for_own {
+            let mut from = FIRST.to_owned();
+            loop {
+                let (next, messages) = self.read(&Pending::Own(from)).await?;
+                found.extend(messages);
+                from = next;
+                if from == FIRST {
+                    break;
+                }
+            }
+        }
         if let Some(from) = left.clone() {
             if from == FIRST {
                 inbox::bound(&mut self.control, &self.keys, inbox::LONGEST).await?;
+                clock.look(redis::cmd("TIME").query_async(&mut self.control).await?);
             }
-            let (next, messages) = self.read(Some(&from)).await?;
+            // Since a clock was set back, nothing has been pending for any time, as Redis sees it.
+            let idle = if clock.was_set_back { Duration::ZERO } else { self.claim };
+            let (next, messages) = self.read(&Pending::Any(from, idle)).await?;
             *left = Some(next).filter(|next| next != FIRST);
-            found = messages;
+            found.extend(messages);
         }
-        let (_, new) = self.read(None).await?;
+        let (_, new) = self.read(&Pending::New).await?;
         found.extend(new);
         // The first round does not block, so that the loop shows that it is well.
         if found.is_empty() && !took_over {
@@ -301,13 +377,15 @@ impl Inbox {
         Ok(())
     }
 
-    /// Reads new messages, or, from an id on, those that other readers did not finish within the claim time. Returns
-    /// the id from which to go on, and the messages.
-    async fn read(&mut self, left_from: Option<&str>) -> RedisResult<(String, Vec<Found>)> {
-        // Empty for new messages.
-        let idle = left_from.map(|_| duration::millis(self.claim).to_string()).unwrap_or_default();
+    /// Reads such messages. Returns the id from which to go on, and the messages.
+    async fn read(&mut self, which: &Pending) -> RedisResult<(String, Vec<Found>)> {
+        let (which, from) = match which {
+            Pending::New => (String::new(), FIRST),
+            Pending::Own(from) => ("own".to_owned(), from.as_str()),
+            Pending::Any(from, idle) => (duration::millis(*idle).to_string(), from.as_str()),
+        };
         let mut call = READ.key(self.keys.inbox());
-        call.arg(GROUP).arg(&*self.worker).arg(MOST).arg(BYTES).arg(LONGEST).arg(idle).arg(left_from.unwrap_or(FIRST));
+        call.arg(GROUP).arg(&*self.worker).arg(MOST).arg(BYTES).arg(LONGEST).arg(which).arg(from);
         let (next, found): (String, Vec<Value>) = call.invoke_async(&mut self.redis).await?;
         Ok((next, found.into_iter().map(Found::read).collect::<RedisResult<_>>()?))
     }
@@ -428,6 +506,20 @@ mod tests {
         let fields = fields.iter().flat_map(|(name, value)| [name, value]).map(|text| Value::BulkString(text.to_vec()));
         let entry = vec![Value::BulkString(b"5-0".to_vec()), Value::Array(fields.collect())];
         Found::read(Value::Array(entry)).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_was_set_back_is_noticed_once() {
+        let (mut clock, minute) = (Clock::default(), Duration::from_secs(60));
+        let mut now = RedisTime::from_millis(1_700_000_000_000);
+        clock.look(now);
+        assert!(!clock.was_set_back, "it was not seen before");
+        for (went_on, was_set_back) in [(minute, false), (Duration::ZERO, true), (minute, false), (minute * 3, false)] {
+            tokio::time::advance(minute).await;
+            now = now + went_on;
+            clock.look(now);
+            assert_eq!(clock.was_set_back, was_set_back, "{went_on:?}");
+        }
     }
 
     #[test]

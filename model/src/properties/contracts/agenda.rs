@@ -128,6 +128,7 @@ pub(super) fn claim(engine: &Engine, before: &Db, after: &Db, call: &Call, reply
     if let Some((ended, _)) = last.filter(|(_, number)| *number != call.args[4]) {
         let is_lost = |due: &Due| due.state == "claimed" && due.at.to_string() == ended;
         expected.extend(all.iter().filter(|(_, due)| is_lost(due)).map(|(entry, due)| (*entry, due)));
+        room = if expected.is_empty() { room } else { 0 };
     }
     let is_held = |entry: &str, due: &Due| {
         expected.iter().any(|(of, _)| *of == entry) || holds(due) && due.at > now && due.at <= future
