@@ -39,6 +39,8 @@ struct Known {
     told: Option<Instant>,
     /// It opened before the end that was told.
     opened_early: bool,
+    /// Until when it asked to be left alone, as the log says.
+    logged_pause: Option<Instant>,
     /// Why the upstream refuses the account; empty if it does not.
     said: String,
     health: Health,
@@ -150,6 +152,16 @@ impl Breaker {
     /// Admits nothing for a time that Redis could not be told of.
     pub(super) fn pause(&self, wait: Duration) {
         self.known().closed = Some((Instant::now() + wait, "retry-after"));
+    }
+
+    /// Returns `true` for the first of the requests that an upstream answers with a pause.
+    pub(super) fn is_first_of_pause(&self, wait: Duration) -> bool {
+        let (mut known, now) = (self.known(), Instant::now());
+        let is_first = known.logged_pause.is_none_or(|until| until <= now);
+        if is_first {
+            known.logged_pause = Some(now + wait);
+        }
+        is_first
     }
 
     /// Returns `true` once if the upstream opened long before the end that was told: Redis lost its state, or its clock

@@ -195,7 +195,7 @@ impl Permit {
                 told.heard();
                 self.registered = false;
                 if let Ended::Busy(wait) = ended
-                    && gate.refusal().is_none()
+                    && gate.breaker.is_first_of_pause(wait)
                 {
                     let wait = crate::entry::duration::seconds(wait);
                     info!(upstream = %gate.upstream.name, "it asks to be left alone for {wait}: {}", self.said);

@@ -512,7 +512,7 @@ async fn tokens_of_answers_of_no_use_are_counted() {
     let (refused, tokens) = sources.fetch_with(&ask, Some(permit)).await;
     let refused = refused.unwrap_err();
     assert!(tokens > 0, "{refused}");
-    assert!(matches!(refused, FetchError::Answer(_)), "{refused}");
+    assert!(matches!(refused, FetchError::Cut(_)), "{refused}");
     assert_eq!(gate.admit(Priority::Normal, within(5000)).await.unwrap_err().reason, "tokens");
     assert_eq!(gate.in_flight(), 0);
 }
