@@ -27,7 +27,7 @@ TESTED := --workspace --no-default-features --features worker
 # What runs tests: nextest is not everywhere.
 RUN = $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest run || echo test)
 
-.PHONY: help setup build demo test matrix torture prove simulate lint lint-library formatted ci deny bench clean
+.PHONY: help setup build demo test topologies matrix torture prove simulate lint lint-library formatted ci deny bench clean
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -52,6 +52,14 @@ test: setup $(VENV)/installed ## Run all tests, on Redis servers that they start
 		set -x; export SAMOVAR_SIMULATED_SEEDS=$(SIMULATED); \
 		$(CARGO) test --locked --no-fail-fast $(TESTED) $(ARGS); \
 	fi
+
+# Side by side, since they mostly wait.
+topologies: setup ## Run the tests of consistency and invalidation on Clusters and behind Sentinels
+	@./scripts/install-faketime.sh
+	@set -e; all=; for topology in cluster sentinel; do \
+		SAMOVAR_TEST_TOPOLOGY=$$topology $(CARGO) $(RUN) --locked --no-fail-fast $(TESTED) --test all \
+			-- consistency:: invalidation:: & all="$$all $$!"; \
+	done; for one in $$all; do wait $$one; done
 
 matrix: setup $(VENV)/installed ## Run the tests of the worker and the library on Redis 8, Valkey 8 and Valkey 9 as well
 	@./scripts/install-faketime.sh
@@ -97,9 +105,10 @@ formatted:
 
 # Clippy's driver compiles the workspace, so that the tests and the lints need one build.
 LINTED := CARGO_PROFILE_DEV_DEBUG=none RUSTC_WORKSPACE_WRAPPER=clippy-driver RUSTFLAGS="-D warnings"
-ci: formatted ## Run what `make test lint` does, in less time
+ci: formatted ## Run what `make test topologies lint` does, in less time
 	$(LINTED) $(CARGO) build --locked $(TESTED) --all-targets
 	@$(LINTED) $(MAKE) --no-print-directory test
+	@$(LINTED) $(MAKE) --no-print-directory topologies
 	@$(LINTED) $(MAKE) --no-print-directory lint-library
 
 # What the other packages of the workspace lend to the library, it must do without: rustdoc compiles it with the worker.

@@ -380,8 +380,9 @@ fn is_made_from_present(world: &World, redis: &Redis, job: Job, name: &str, now:
         return if is_missing { Err(format!("{key} is missing")) } else { Ok(()) };
     };
     let Some(art) = art else {
-        // An evicted artwork may be there at the upstream: what is made from it waits for the next warmup or demand.
-        let is_gone = world.items.get(name).is_some_and(|item| item.at(now).is_none());
+        // An evicted artwork may be there at the upstream: what is made from it waits for the next warmup or demand. So
+        // it does where the artwork is gone and no warmup asks for it.
+        let is_gone = world.plan.warms_up() && world.items.get(name).is_some_and(|item| item.at(now).is_none());
         return if is_gone { Err(format!("{key} is there, and its artwork is gone")) } else { Ok(()) };
     };
     // Nobody tells of what a service loaded.
