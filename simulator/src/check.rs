@@ -407,10 +407,12 @@ fn is_beyond_reach(world: &World, redis: &Redis, name: &str, number: usize) -> b
     !redis.has_meta(&Job::Art.key(name)) && (world.plan.tells_bare() || arrived <= world.lost)
 }
 
-/// Returns true for keys that are there only while something is under way.
+/// Returns true for keys that are there only while something is under way. The lock of a gap may stay: where the clock
+/// was set back, it ends when the next worker asks for it.
 fn is_work(key: &str) -> bool {
     let is_task = key.starts_with("{samovar:queue}:") && !key.ends_with(":workers");
-    key.starts_with("samovar:lease:") || is_task || key.starts_with("samovar:{suspect}")
+    let is_gap = key.starts_with("samovar:{suspect}") && !key.ends_with(":lock");
+    key.starts_with("samovar:lease:") || is_task || is_gap
 }
 
 /// Returns the most requests that keep all fresh for this time.
