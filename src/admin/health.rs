@@ -99,7 +99,7 @@ async fn ping(admin: &Admin) -> Result<Duration, String> {
     }
 }
 
-/// Returns what guards hold back, and of which jobs nothing succeeds; nothing if Redis does not answer, which is told
+/// Returns what guards hold back, and of which jobs most is given up; nothing if Redis does not answer, which is told
 /// elsewhere.
 async fn notices(admin: &Admin) -> Vec<String> {
     let Some(parts) = admin.parts() else { return Vec::new() };

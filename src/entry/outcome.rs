@@ -44,7 +44,7 @@ impl Outcome {
     ];
 
     /// Returns the name used in logs, metrics and Redis.
-    pub const fn as_str(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Warmed => "warmed",
             Self::Unchanged => "unchanged",

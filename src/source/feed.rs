@@ -15,7 +15,6 @@ use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
-use tracing::warn;
 
 /// The most entries that a feed may name.
 const LONGEST: usize = 1_000_000;
@@ -88,7 +87,7 @@ impl<'a> FeedReading<'a> {
     /// # Errors
     /// Fails if there are items, and none names an entry.
     pub fn finish(self) -> Result<Fed, FetchError> {
-        let Self { client, fed, first, job, .. } = self;
+        let Self { client, fed, first, .. } = self;
         let why = fed.first_skipped.as_deref().map(|why| client.hide(why));
         let fed = Fed { first_skipped: why, ..fed };
         let Some(why) = &fed.first_skipped else { return Ok(fed) };
@@ -97,11 +96,6 @@ impl<'a> FeedReading<'a> {
             let reason = format!("answered with {items} item{plural}, and none names an entry: {why}");
             return Err(answer_error(&client.hide(first.as_str()), &reason));
         }
-        let skipped = fed.skipped;
-        warn!(
-            job = %job.name, skipped,
-            "items of the job's feed name no entry, with some constants or at all, and are skipped; the first: {why}"
-        );
         Ok(fed)
     }
 

@@ -4,6 +4,7 @@
 //! answers or the next tick comes. Meanwhile the entries that the feed named last are kept warm. The state of a feed is
 //! kept in Redis, so each worker reports a feed that fails, whichever worker asked it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -149,7 +150,8 @@ impl Cron {
         let last = feed::named_last(&mut self.redis.clone(), &self.keys, &job.name, &job.key).await?.len();
         let Ok(fed) = &answer else { return Ok(answer) };
         let Fed { entries, items, useless, first_skipped, .. } = fed;
-        if last < MANY || 2 * entries.len() >= last {
+        let named = entries.iter().collect::<BTreeSet<_>>().len();
+        if last < MANY || 2 * named >= last {
             return Ok(answer);
         }
         let reason = match first_skipped {
@@ -165,6 +167,12 @@ impl Cron {
     }
 
     async fn use_answer(&self, job: &Job, fed: Fed, now: RedisTime) -> RedisResult<Named> {
+        if let Some(why) = &fed.first_skipped {
+            warn!(
+                job = %job.name, skipped = fed.skipped,
+                "items of the job's feed name no entry, with some constants or at all, and are skipped; the first: {why}"
+            );
+        }
         feed::remember(&mut self.redis.clone(), &self.keys, job, &fed.entries).await?;
         let state = FeedState {
             answered_ms: Some(now),

@@ -50,7 +50,8 @@ impl Attempt<'_> {
         let mut failure = Ending::because(Outcome::Failed, Next::Out, "no source");
         let first = self.permit.as_ref().map_or(0, |(source, _)| *source);
         let mut is_futile = first == 0;
-        let mut cut = None;
+        // Of a first source that is only asked later, the next try may bring an answer.
+        let (mut cut, mut is_later) = (None, first > 0);
         for source in first..job.sources.len() {
             let known = known.filter(|_| source == 0);
             if warmer.sources.unchanged_without_asking(&self.ask(source, known, deadline)) {
@@ -67,7 +68,7 @@ impl Attempt<'_> {
                     match warmer.admit(&self.ask(source, known, deadline), self.entry.priority, until).await {
                         Ok(permit) => permit,
                         Err(ending) => {
-                            (failure, is_futile) = (ending, false);
+                            (failure, is_futile, is_later) = (ending, false, true);
                             continue;
                         }
                     }
@@ -84,10 +85,11 @@ impl Attempt<'_> {
                     }
                     is_futile &= matches!(e, FetchError::Unrenderable(_));
                     failure = warmer.failure(job, source, e);
+                    is_later |= failure.outcome == Outcome::Deferred;
                 }
             }
         }
-        if let Some(reason) = cut {
+        if let Some(reason) = cut.filter(|_| !is_later) {
             // Whatever a fallback says: the next try would pay for such an answer again.
             failure = Ending::dead(format!(
                 "{reason}; it was paid for, so it is not asked for again before the next warmup, invalidation or demand"

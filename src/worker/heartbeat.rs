@@ -12,7 +12,7 @@ use redis::RedisResult;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::maintenance::{EvictionMonitor, Rescuer, RestartMonitor, SuccessMonitor, UpstreamMonitor};
+use super::maintenance::{EvictionMonitor, Rescuer, RestartMonitor, UpstreamMonitor};
 use super::refusal_report::RefusalReport;
 use super::turn::Turn;
 use crate::queue::Queue;
@@ -41,7 +41,6 @@ pub(super) struct Heartbeat {
     pub(super) restarts: RestartMonitor,
     pub(super) evictions: EvictionMonitor,
     pub(super) upstreams: UpstreamMonitor,
-    pub(super) successes: SuccessMonitor,
     /// The number of workers that live.
     pub(super) workers: Arc<AtomicUsize>,
     pub(super) dead_after: Duration,
@@ -152,7 +151,7 @@ impl Heartbeat {
         let _ = tokio::time::timeout(BEAT, rescuing).await;
     }
 
-    /// Checks what Redis evicted, the state of upstreams, which jobs succeed, and pulls without an answer.
+    /// Checks what Redis evicted, the state of upstreams, and pulls without an answer.
     async fn inspect(&mut self) {
         match self.evictions.inspect().await {
             Ok(true) => self.restarts.set_up_again(),
@@ -160,7 +159,6 @@ impl Heartbeat {
             Err(e) => debug!("cannot check what Redis evicts: {e}"),
         }
         self.upstreams.inspect().await;
-        self.successes.inspect().await;
         if let Err(e) = self.queue.recover().await {
             debug!("could not recover tasks whose pull had no answer: {e}");
         }

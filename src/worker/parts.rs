@@ -15,8 +15,8 @@ use super::bulk_runtime::BulkRuntime;
 use super::connect::{BLOCKING, COMMAND, connect};
 use super::heartbeat::{Heartbeat, dead_after};
 use super::maintenance::{
-    self, Describer, EvictionMonitor, JobCleaner, KeyRights, Remaker, Rescuer, RestartMonitor, Revalidator,
-    SuccessMonitor, Sweeper, UpstreamMonitor,
+    self, Describer, EvictionMonitor, JobCleaner, KeyRights, Remaker, Rescuer, RestartMonitor, Revalidator, Sweeper,
+    UpstreamMonitor,
 };
 use super::refusal_report::RefusalReport;
 use super::turn::Turn;
@@ -366,7 +366,6 @@ impl<'a> Shared<'a> {
                 troubles: self.health.troubles.of("the heartbeat"),
                 opened: BTreeSet::new(),
             },
-            successes: SuccessMonitor(Ops::new(redis.clone(), keys.clone(), Arc::clone(&self.known_jobs))),
             workers: Arc::clone(&self.workers),
             dead_after,
             loop_health: self.health.beat.clone(),

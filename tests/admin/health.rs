@@ -57,12 +57,12 @@ async fn an_open_breaker_is_told_by_health_and_jobs() {
 }
 
 #[tokio::test]
-async fn a_job_of_which_nothing_succeeds_is_told_and_comes_back() {
+async fn a_job_most_of_which_is_given_up_is_told() {
     let (redis, upstream) = both().await;
     upstream.otherwise(|_, _| Reply::text("<html>Please wait</html>"));
     let jobs = Art::of(&upstream).list(0..4).warm("attempts = 1\nevery = \"30d\"").folder();
     let first = Server::start(&redis, &jobs).await.ready().await;
-    let reason = "4 entries of art were given up, and nothing ever succeeded";
+    let reason = "4 entries of art are given up";
     let is_told = async |server: &Server| {
         eventually("health is degraded", async || {
             let state = server.get("/health").await.ok();
@@ -80,8 +80,8 @@ async fn a_job_of_which_nothing_succeeds_is_told_and_comes_back() {
     assert!(server.get("/jobs").await.text.contains(reason));
 
     upstream.otherwise(|call, _| Reply::json(json!({"path": call.path()})));
-    assert_eq!(server.post("/warm?wait=true", json!({"keys": ["art:2"]})).await.ok()["warmed"], 1);
-    for key in ["art:0", "art:1", "art:3"] {
+    assert_eq!(samovar(["dead", "art", "--retry"]).redis(&redis).jobs(&jobs).run().await.code, Some(0));
+    for key in ["art:0", "art:1", "art:2", "art:3"] {
         readable_key(&redis, key).await;
     }
     let state = server.get("/health").await.ok();
@@ -105,11 +105,6 @@ async fn a_job_of_which_most_succeeds_stays_healthy() {
     }
     let state = server.get("/health").await.ok();
     assert_eq!(state["status"], "healthy", "{state}");
-    eventually("the success is noted", async || {
-        redis.ask::<Option<u64>>(&["HGET", "samovar:stats:{art}", "successes"]).await == Some(3)
-    })
-    .await;
-    assert_eq!((server.get("/dead").await.ok()["total"].clone(), upstream.calls("/art/0")), (json!(1), 1));
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use tracing::warn;
 use super::ack::Ack;
 use super::complaints::Complaints;
 use super::pipeline::{At, Pipeline};
-use super::watermark::Watermark;
+use super::watermark::{Watermark, last_and_now};
 use crate::entry::duration;
 use crate::protocol::Message;
 use crate::protocol::{Keys, inbox};
@@ -127,14 +127,15 @@ impl Own {
 #[derive(Debug, Default)]
 struct Clock {
     seen: Option<(RedisTime, tokio::time::Instant)>,
+    /// No message that was pending then has been looked at since.
     was_set_back: bool,
 }
 
 impl Clock {
-    /// Notes the time, and whether it has gone on since the last look.
-    fn look(&mut self, now: RedisTime) {
-        let expected = self.seen.map(|(then, at)| then + at.elapsed());
-        self.was_set_back = expected.is_some_and(|expected| now + CLOCK_SLACK < expected);
+    /// Notes the time, and whether it has gone on since the last look, and since the last message.
+    fn look(&mut self, last: RedisTime, now: RedisTime) {
+        let expected = self.seen.map(|(then, at)| then + at.elapsed()).max(Some(last));
+        self.was_set_back |= expected.is_some_and(|expected| now + CLOCK_SLACK < expected);
         self.seen = Some((now, tokio::time::Instant::now()));
     }
 }
@@ -305,12 +306,14 @@ impl Inbox {
         if let Some(from) = left.clone() {
             if from == FIRST {
                 inbox::bound(&mut self.control, &self.keys, inbox::LONGEST).await?;
-                clock.look(redis::cmd("TIME").query_async(&mut self.control).await?);
+                let (last, now) = last_and_now(&mut self.control, &self.keys).await?;
+                clock.look(last, now);
             }
             // Since a clock was set back, nothing has been pending for any time, as Redis sees it.
             let idle = if clock.was_set_back { Duration::ZERO } else { self.claim };
             let (next, messages) = self.read(&Pending::Any(from, idle)).await?;
             *left = Some(next).filter(|next| next != FIRST);
+            clock.was_set_back &= left.is_some();
             found.extend(messages);
         }
         let (_, new) = self.read(&Pending::New).await?;
@@ -512,14 +515,17 @@ mod tests {
     async fn a_clock_that_was_set_back_is_noticed_once() {
         let (mut clock, minute) = (Clock::default(), Duration::from_secs(60));
         let mut now = RedisTime::from_millis(1_700_000_000_000);
-        clock.look(now);
+        clock.look(now - minute, now);
         assert!(!clock.was_set_back, "it was not seen before");
         for (went_on, was_set_back) in [(minute, false), (Duration::ZERO, true), (minute, false), (minute * 3, false)] {
             tokio::time::advance(minute).await;
             now = now + went_on;
-            clock.look(now);
-            assert_eq!(clock.was_set_back, was_set_back, "{went_on:?}");
+            clock.look(now - minute, now);
+            assert_eq!(std::mem::take(&mut clock.was_set_back), was_set_back, "{went_on:?}");
         }
+        let mut another = Clock::default();
+        another.look(now + minute, now);
+        assert!(another.was_set_back, "a message tells it");
     }
 
     #[test]

@@ -11,13 +11,20 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use redis::{RedisResult, Script};
 use tracing::warn;
 
-use crate::redis::RedisTime;
+use crate::protocol::Keys;
+use crate::redis::{Connection, RedisTime};
 use crate::store::{Gap, Store};
 
 static LAST: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/last.lua")));
 
 /// The id of a message in the inbox: its time, and its number within that millisecond.
 type Id = (RedisTime, u64);
+
+/// Returns the time of the last message that the inbox gave, and Redis's.
+pub(super) async fn last_and_now(redis: &mut Connection, keys: &Keys) -> RedisResult<(RedisTime, RedisTime)> {
+    let (last, now): (String, RedisTime) = LAST.key(keys.inbox()).invoke_async(redis).await?;
+    Ok((parse(&last).0, now))
+}
 
 /// One worker's watermark. Cheap to clone; clones share what they remember.
 #[derive(Clone, Debug)]

@@ -5,7 +5,6 @@
 //! - `Remaker` makes values due that were made from an earlier job file.
 //! - `RestartMonitor` notices a restarted or flushed Redis, `EvictionMonitor` evicted agendas.
 //! - `UpstreamMonitor` reads the state of upstreams, and brings forward what one that opened early had deferred.
-//! - `SuccessMonitor` notes which jobs succeed, and brings back what was given up while none of a job did.
 //! - `Sweeper` drops dead entries from tags and guards; [`JobCleaner`] drops what is kept of removed jobs.
 //! - `Describer` publishes what commands need to know of this worker's jobs.
 //! - `KeyRights` tells when the Redis user may not use a job's keys.
@@ -18,7 +17,6 @@ mod remaker;
 mod rescuer;
 mod restart_monitor;
 mod revalidator;
-mod success_monitor;
 mod sweeper;
 mod upstream_monitor;
 mod walk;
@@ -32,6 +30,5 @@ pub(super) use remaker::Remaker;
 pub use rescuer::{Rescuer, id};
 pub(super) use restart_monitor::RestartMonitor;
 pub use revalidator::Revalidator;
-pub(super) use success_monitor::SuccessMonitor;
 pub(super) use sweeper::Sweeper;
 pub(super) use upstream_monitor::UpstreamMonitor;
