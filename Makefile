@@ -27,7 +27,8 @@ TESTED := --workspace --no-default-features --features worker
 # What runs tests: nextest is not everywhere.
 RUN = $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest run || echo test)
 
-.PHONY: help setup build demo test topologies matrix torture prove simulate lint lint-library formatted ci deny bench clean
+.PHONY: help setup build demo test topologies matrix torture prove simulate lint lint-library formatted ci deny \
+	bench clean
 .DEFAULT_GOAL := help
 
 help: ## Say what there is

@@ -1,4 +1,4 @@
-//! What a dispatcher knows of its claims.
+//! The claims of a dispatcher: which of them it had an answer to.
 //!
 //! A claim whose answer is lost has claimed entries that nobody knows of. So claims are numbered, and Redis keeps the
 //! number and the end of the last one (`lua/claim.lua`). A caller that tells the last number of which it had an answer

@@ -285,9 +285,9 @@ impl Agenda {
         Ok(Claims { entries, next, paused: told(1) == -2 })
     }
 
-    /// Has the next [`Self::claim`] of a job claim anew what the last one claimed, as far as it is still claimed: it may
-    /// be neither on the queue nor handed back. What is on the queue all the same is handled once: only one task can take
-    /// it.
+    /// Has the next [`Self::claim`] of a job claim anew what the last one claimed, as far as it is still claimed: it
+    /// may be neither on the queue nor handed back. What is on the queue all the same is handled once, since only one
+    /// task can take it.
     pub fn abandon(&self, job: &JobName) {
         self.claimer.forget(job);
     }

@@ -113,11 +113,8 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
             println!("\n{}", wrapped(&escaped(&format!("Upstream {}: {closed}.", upstream.upstream)), ""));
         }
     }
-    for state in told.states {
-        println!("\n{}", wrapped(&escaped(&state), ""));
-    }
-    for said in failing {
-        println!("\n{}", wrapped(&escaped(&format!("Fault: {said}.")), ""));
+    for said in told.states.into_iter().chain(failing.iter().map(|said| format!("Fault: {said}."))) {
+        println!("\n{}", wrapped(&escaped(&said), ""));
     }
     tell_left(&left, &jobs);
     for (job, workers) in &held_back {

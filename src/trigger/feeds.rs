@@ -170,7 +170,8 @@ impl Cron {
         if let Some(why) = &fed.first_skipped {
             warn!(
                 job = %job.name, skipped = fed.skipped,
-                "items of the job's feed name no entry, with some constants or at all, and are skipped; the first: {why}"
+                "items of the job's feed name no entry, with some constants or at all, and are skipped; the first: \
+                 {why}"
             );
         }
         feed::remember(&mut self.redis.clone(), &self.keys, job, &fed.entries).await?;

@@ -59,7 +59,6 @@ impl Attempt<'_> {
             wait = count_failure(&mut last_attempt, lease.fetched_at);
             if is_futile {
                 wait = wait.max(longest_retry());
-                last_attempt.failures = last_attempt.failures.max(job.warm.attempts);
             }
             // While the job's guard keeps the value, the entry must find out when its upstream is well again.
             let is_held = lease.before.is_removal_held(lease.fetched_at);

@@ -1,9 +1,9 @@
 -- Claim due entries: high priority first, then bulk, then other entries whose claim ran out, then scheduled ones; the
 -- oldest first. A claimed entry stays on the agenda, due again when its claim runs out. If that entry has high
 -- priority, it goes with those, unless a thousand older claims ran out as well. score.lua stands before this.
--- If the caller got no answer to the call before, nobody may know what that claimed. Calls are numbered, and Redis keeps
--- the last one that claimed something: what is claimed until the same end is claimed anew, and nothing else. Another
--- task may hold such an entry, of the same millisecond or on the queue after all: only one of them can take it.
+-- If the caller got no answer to the call before, nobody may know what that claimed. Calls are numbered, and Redis
+-- keeps the last one that claimed something: what is claimed until the same end is claimed anew, and nothing else.
+-- Another task may hold such an entry, of the same millisecond or on the queue after all: only one can take it.
 -- KEYS  1 agenda  2 since when the job is paused: then nothing is claimed  3 the caller's last call (it expires)
 -- ARGV  1 at most so many (1,000 at most); anew up to 1,000
 --       2 at most so many claimed or running at once; for bulk entries and lapsed claims twice, for high priority three
