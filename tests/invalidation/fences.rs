@@ -181,7 +181,7 @@ async fn no_second_message_lifts_the_fence_of_the_first() {
     let (key, last_attempt) = (art("a"), LastAttempt::default());
     for (first, second) in [(Removal::Evict, Removal::Refresh), (Removal::Refresh, Removal::Evict)] {
         let lease = parts.lease("a", LONG).await;
-        let at = parts.now().await;
+        let at = parts.now().await.max(lease.fetched_at);
         assert!(parts.store.invalidate(&key, at, first).await.unwrap().fenced);
         assert!(
             !parts.store.invalidate(&key, lease.fetched_at - Duration::from_millis(1), second).await.unwrap().fenced
