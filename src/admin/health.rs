@@ -7,6 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
+use tokio::time::timeout;
 
 use super::Admin;
 
@@ -92,7 +93,7 @@ async fn ping(admin: &Admin) -> Result<Duration, String> {
     // A master of a Cluster that is down answers a `PING`, and no command for a key.
     let mut asked = redis::cmd("EXISTS");
     asked.arg(parts.ops.keys.marker());
-    match tokio::time::timeout(PATIENCE, asked.exec_async(&mut redis)).await {
+    match timeout(PATIENCE, asked.exec_async(&mut redis)).await {
         Ok(Ok(())) => Ok(begun.elapsed()),
         Ok(Err(e)) => Err(format!("Redis at {}: {}", admin.redis, explain(&e))),
         Err(_) => Err(format!("Redis at {} does not answer within {}", admin.redis, duration::text(PATIENCE))),
@@ -104,9 +105,9 @@ async fn ping(admin: &Admin) -> Result<Duration, String> {
 async fn notices(admin: &Admin) -> Vec<String> {
     let Some(parts) = admin.parts() else { return Vec::new() };
     let ops = &parts.ops;
-    let asked = async { tokio::join!(ops.guard_notices(), ops.failing()) };
-    let Ok((guards, failing)) = tokio::time::timeout(PATIENCE, asked).await else { return Vec::new() };
-    guards.unwrap_or_default().into_iter().chain(failing.unwrap_or_default().into_values()).collect()
+    let (guards, failing) = tokio::join!(timeout(PATIENCE, ops.guard_notices()), timeout(PATIENCE, ops.failing()));
+    let guards = guards.ok().and_then(Result::ok).unwrap_or_default();
+    guards.into_iter().chain(failing.ok().and_then(Result::ok).unwrap_or_default().into_values()).collect()
 }
 
 fn code(healthy: bool) -> StatusCode {

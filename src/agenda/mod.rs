@@ -247,9 +247,9 @@ impl Agenda {
     }
 
     /// Claims at most `most` due entries for `claim`, while at most `cap` are claimed or running; for bulk ones twice,
-    /// for ones of high priority three times as many. Besides, it claims anew what an earlier call claimed for this
-    /// caller that was not answered, or that [`Self::abandon`] named; so one call for a job is
-    /// made at a time.
+    /// for ones of high priority three times as many. If this agenda's last call for the job was not answered, or was
+    /// abandoned ([`Self::abandon`]), this one claims anew what that has claimed, and nothing else; so make one call for
+    /// a job at a time.
     ///
     /// # Errors
     /// Redis's. What the call has claimed all the same, the next one claims anew.

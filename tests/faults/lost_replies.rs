@@ -9,7 +9,7 @@ use samovar::redis::{RedisTime, RedisUrl};
 use samovar::store::{Fresh, Leased, Store};
 
 use crate::support::{Art, Fault, Parts, Proxy, TestRedis, both, eventually, eventually_within, job, samovar, version};
-use crate::support::{art, listening};
+use crate::support::{JobsFolder, Upstream, WorkerProcess, art, listening};
 
 /// The time of a command.
 const TIMEOUT: Duration = Duration::from_millis(500);
@@ -111,39 +111,40 @@ async fn a_lease_without_an_answer_can_be_given_back() {
     assert!(matches!(parts.store.lease(&art("a"), HOUR, Fresh::default()).await.unwrap(), Leased::Yes(_)));
 }
 
-/// The worker's claims hold for hours.
-#[tokio::test]
-async fn a_worker_finds_what_it_claimed_without_an_answer() {
+/// A worker over a proxy, whose claims hold for an hour: it has made `art:a` in its first version, and the second is at
+/// the upstream.
+async fn worker_over_a_proxy() -> (TestRedis, Proxy, Upstream, JobsFolder, WorkerProcess) {
     let (redis, upstream) = both().await;
-    let (proxy, parts) = (Proxy::before(redis.port()).await, Parts::of(&redis).await);
+    let proxy = Proxy::before(redis.port()).await;
     let jobs = Art::of(&upstream).list(["a"]).folder();
     upstream.edit("/art/a");
-    let _worker = samovar(["worker"]).redis_at(&proxy.url()).jobs(&jobs).env("SAMOVAR_CLAIM", "1h").spawn();
+    let worker = samovar(["worker"]).redis_at(&proxy.url()).jobs(&jobs).env("SAMOVAR_CLAIM", "1h").spawn();
     version(&redis, "a", 1).await;
     listening(&redis, 1).await;
-    eventually("it is scheduled", async || state(&parts).await == State::Scheduled).await;
     upstream.edit("/art/a");
+    (redis, proxy, upstream, jobs, worker)
+}
+
+async fn is_second(redis: &TestRedis) -> bool {
+    redis.json("art:a").await.is_some_and(|value| value["version"] == 2)
+}
+
+#[tokio::test]
+async fn a_worker_finds_what_it_claimed_without_an_answer() {
+    let (redis, proxy, _upstream, _jobs, _worker) = worker_over_a_proxy().await;
+    let parts = Parts::of(&redis).await;
+    eventually("it is scheduled", async || state(&parts).await == State::Scheduled).await;
     proxy.set(Fault::Deaf);
     parts.agenda.put(&job(), &[art("a")], When::Urgent, Trigger::Manual).await.unwrap();
     eventually("it is claimed, and nobody hears of it", async || state(&parts).await == State::Claimed).await;
     proxy.set(Fault::None);
-    eventually_within(Duration::from_secs(60), "it is fetched", async || {
-        redis.json("art:a").await.is_some_and(|value| value["version"] == 2)
-    })
-    .await;
+    eventually_within(Duration::from_secs(60), "it is fetched", async || is_second(&redis).await).await;
 }
 
 /// Another worker would take it over after an hour.
 #[tokio::test]
 async fn a_worker_finds_a_message_that_it_was_given_without_an_answer() {
-    let (redis, upstream) = both().await;
-    let proxy = Proxy::before(redis.port()).await;
-    let jobs = Art::of(&upstream).list(["a"]).folder();
-    upstream.edit("/art/a");
-    let _worker = samovar(["worker"]).redis_at(&proxy.url()).jobs(&jobs).env("SAMOVAR_CLAIM", "1h").spawn();
-    version(&redis, "a", 1).await;
-    listening(&redis, 1).await;
-    upstream.edit("/art/a");
+    let (redis, proxy, _upstream, _jobs, _worker) = worker_over_a_proxy().await;
     proxy.set(Fault::Deaf);
     redis.ask::<String>(&["XADD", "samovar:inbox", "*", "message", "art:a"]).await;
     let pending = ["XPENDING", "samovar:inbox", "samovar", "-", "+", "1"];
@@ -152,10 +153,7 @@ async fn a_worker_finds_a_message_that_it_was_given_without_an_answer() {
     })
     .await;
     proxy.set(Fault::None);
-    eventually_within(Duration::from_secs(60), "it is handled", async || {
-        redis.json("art:a").await.is_some_and(|value| value["version"] == 2)
-    })
-    .await;
+    eventually_within(Duration::from_secs(60), "it is handled", async || is_second(&redis).await).await;
 }
 
 #[tokio::test]

@@ -74,10 +74,8 @@ pub(super) fn cases() -> &'static [(Change, &'static [&'static str])] {
         ),
         (
             Append("tags = [\"art\"]\n"),
-            &[
-                "6:1: unknown field `tags` in [source] | `tags` belongs to the job itself: write it above the first line \
-                 in brackets",
-            ],
+            &["6:1: unknown field `tags` in [source] | `tags` belongs to the job itself: write it above the first \
+                 line in brackets"],
         ),
         (Replace("ttl =", "tll ="), &["2:1: unknown field `tll` in this file | did you mean `ttl`?"]),
         (
