@@ -77,7 +77,7 @@ pub const MENDS: &[Mend] = &[
         what: "An invalidation by a tag passes over what a service loaded.",
         revert: Revert::Caller(Rule::Loaded),
         search: Search::Scenario("loads under a tag"),
-        property: FRESH_AT_LAST,
+        property: WANTED,
     },
     Mend {
         what: "A load that began before workers asked for loads is not tracked, and no search finds it.",

@@ -111,7 +111,8 @@ pub const KILLED: &[Mutant] = mutants! {
         "announced, announced_at), 'PX', string.format('%.0f', life))" => "announced, announced_at))",
         "math.max(redis.call('PTTL', KEYS[3]), redis.call('PTTL', KEYS[1]), 1)"
             => "math.max(redis.call('PTTL', KEYS[3]), 1)",
-        "if refresh and fenced == 1 and mark == LOAD then due = 3 end" => "",
+        "(mark == LOAD or mark == EVICT) then due = 3 end" => "mark == LOAD then due = 3 end",
+        "(mark == LOAD or mark == EVICT) then due = 3 end" => "mark == EVICT then due = 3 end",
         "if ours and pxat ~= -2 and not lower(version, wanted) then" => "if false then",
         "if lower(announced, wanted) then announced = wanted end" => "",
         "validated_at, own_expiry, at, stale_for, hash" => "validated_at, own_expiry, invalidated, stale_for, hash",

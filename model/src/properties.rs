@@ -165,6 +165,12 @@ fn of_value(engine: &Engine, world: &World, entry: usize) -> Step {
             return violated(WANTED, format!("{name} has content {content} after {handled:?}"));
         }
     }
+    let is_orphan = world.orphans.iter().any(|(orphan, ..)| *orphan == entry);
+    let runs = is_orphan || world.workers.iter().any(|worker| worker.holds(entry));
+    let rests = !is_waiting && !runs && !known.dead && !known.evicted && world.epoch == 0;
+    if writer == 'c' && rests && world.db.score(calls::AGENDA, name).is_none() {
+        return violated(WANTED, format!("{name} was warmed, and nobody refreshes it"));
+    }
     if let Some((version, until)) = known.announced
         && writer == 'c'
         && content < version

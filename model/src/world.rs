@@ -144,6 +144,8 @@ pub struct Known {
     pub dead: bool,
     /// A service wrote the readable value while the entry was on the agenda, and nothing has ended it since.
     pub stays: bool,
+    /// It has left the agenda for an eviction, and no refresh of it was handled since.
+    pub evicted: bool,
     /// When a worker's entry last left the agenda, or came back to it as due, if that is now.
     pub left: i64,
     /// Until when the removal of its value is held back, as a worker has noted; 0 if it is not, or if a person accepted

@@ -28,8 +28,9 @@ pub struct Invalidated {
     pub fenced: bool,
     /// The entry is to be fetched anew, and nobody does yet.
     pub due: bool,
-    /// The fetch that was fenced is a service's load, which is not begun anew.
-    pub loading: bool,
+    /// The fetch that was fenced does not see to the entry: it is a service's load, which is not begun anew, or the
+    /// entry was evicted and has left the agenda.
+    pub left_alone: bool,
     /// Nothing is known of the entry: no value, no fetch, no metadata.
     pub unknown: bool,
     /// A value was removed.
@@ -130,8 +131,8 @@ impl Store {
             .await?;
         let unknown = due == 2;
         let debounced = (wait > 0).then(|| Duration::from_millis(wait));
-        let (loading, due) = (due == 3, due == 1 || due == 3);
+        let (left_alone, due) = (due == 3, due == 1 || due == 3);
         let was_held = held_until > RedisTime::ZERO;
-        Ok(Invalidated { fenced: fenced == 1, due, loading, unknown, removed: removed == 1, was_held, debounced })
+        Ok(Invalidated { fenced: fenced == 1, due, left_alone, unknown, removed: removed == 1, was_held, debounced })
     }
 }

@@ -86,6 +86,29 @@ async fn a_fetch_in_flight_does_not_resurrect_what_was_evicted() {
     assert_eq!((redis.get("art:a").await, upstream.calls("/art/a")), (None, 2));
 }
 
+/// Without rechecks, which would put it back.
+#[tokio::test]
+async fn a_refresh_after_an_eviction_puts_the_entry_back() {
+    let redis = TestRedis::start().await;
+    let (upstream, parts) = (Upstream::start().await, Parts::of(&redis).await);
+    let jobs = Art::of(&upstream).list(["a"]).warm("recheck = []").folder();
+    let invalidator = parts.invalidator(&jobs);
+    parts.agenda.put(&job(), &[art("a")], When::NOW, Trigger::Cron).await.unwrap();
+    let claimed = parts.agenda.claim(&job(), 10, 10, LONG).await.unwrap().entries;
+    parts.agenda.take(&job(), &claimed, LONG, None).await.unwrap();
+    let lease = parts.lease("a", LONG).await;
+    for _ in 0..2 {
+        for message in [r#"{"keys": ["art:a"], "action": "evict"}"#, "art:a"] {
+            parts.next_instant().await;
+            invalidator.handle(&Message::parse(message).unwrap(), parts.now().await).await.unwrap();
+        }
+    }
+    let due = parts.score("a").await.map(Due::from_score);
+    assert_eq!(due.map(|due| (due.state, due.trigger)), Some((State::Urgent, Trigger::Invalidation)));
+    let written = parts.store.commit(&art("a"), &lease, "1", TTL, &LastAttempt::default()).await.unwrap();
+    assert!(matches!(written, Written::Again(_)), "the fetch under way is begun anew: {written:?}");
+}
+
 #[tokio::test]
 async fn a_fetch_that_began_after_the_invalidation_is_left_alone() {
     let redis = TestRedis::start().await;

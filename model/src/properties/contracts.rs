@@ -172,8 +172,8 @@ fn invalidate(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Rep
     if ends(before) != ends(after) {
         return wrong("the lease's end");
     }
-    if (due == 3) != (refresh && is_fenced && mark == Some('=')) {
-        return wrong("a service's load");
+    if (due == 3) != (refresh && is_fenced && matches!(mark, Some('=' | 'e'))) {
+        return wrong("a fetch that does not see to the entry");
     }
     let has_new = meta.as_ref().is_some_and(|meta| !is_before(meta.fetched_at)) && (value.is_none() || ours);
     let is_old = (!wanted.is_empty() && wanted != "any") || !has_new || wanted == "any" && meta.is_none();

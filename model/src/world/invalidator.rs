@@ -144,7 +144,7 @@ impl World {
             }
             Todo::Cancel(entry) => {
                 let due = self.db.score(calls::AGENDA, ENTRIES[entry]).map(|score| engine.due(score));
-                self.known[entry].stays = false;
+                (self.known[entry].stays, self.known[entry].evicted) = (false, true);
                 // One that runs leaves, whenever it was asked for: the protocol promises no order of the two.
                 let runs = due.as_ref().is_some_and(|due| due.state == "running");
                 if self.known[entry].wanted.is_some_and(|wanted| wanted <= at) || runs {
@@ -296,6 +296,7 @@ impl World {
         if self.expiry(entry) == -2 {
             self.known[entry].held = 0;
         }
+        self.known[entry].evicted &= evict || fenced == 0 && due == 0;
         if evict {
             if removed == 1 || fenced == 1 || due == 2 {
                 if due != 2 {

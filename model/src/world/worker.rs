@@ -181,6 +181,11 @@ impl Worker {
         }
     }
 
+    /// Returns true if it has a task for an entry.
+    pub fn holds(&self, entry: usize) -> bool {
+        self.task.as_ref().is_some_and(|task| task.entry == entry)
+    }
+
     /// Returns the lease that it holds on an entry.
     pub fn lease(&self, entry: usize) -> Option<&Lease> {
         self.task.as_ref().filter(|task| task.entry == entry)?.lease.as_ref()

@@ -28,7 +28,8 @@
 --      11 the time of the last recheck after an invalidation (ms; 0: the entry is not rechecked, and none is late)
 -- Returns {1 if a fetch in flight was fenced,
 --          1 if the entry is to be fetched anew and nobody does yet; 2 if nothing is known of it;
---            3 as 1, although a fetch was fenced: a service's load, which does not begin anew,
+--            3 as 1, although a fetch was fenced: a service's load, which does not begin anew, or a fetch whose entry
+--              was evicted, and has left the agenda,
 --          1 if a value was removed,
 --          ms after which to come again: held off; else 0,
 --          until when the removal of the entry's value was held back, as its metadata say, if it is evicted (ms);
@@ -162,5 +163,5 @@ elseif old then
   if not token then due = 2 end
   remember()
 end
-if refresh and fenced == 1 and mark == LOAD then due = 3 end
+if refresh and fenced == 1 and (mark == LOAD or mark == EVICT) then due = 3 end
 return {fenced, due, removed, 0, released}

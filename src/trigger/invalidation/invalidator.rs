@@ -389,8 +389,8 @@ impl Invalidator {
                 continue;
             }
             match removal {
-                // The fetch's own worker fetches again; a service's load does not.
-                Removal::Refresh if result.fenced && !result.loading => {}
+                // The fetch's own worker fetches again, and sees to the entry.
+                Removal::Refresh if result.fenced && !result.left_alone => {}
                 Removal::Refresh if result.due => next.due(job, key),
                 Removal::Refresh if result.unknown => unknown.entry(&job.name).or_default().push(named),
                 Removal::Evict if result.removed || result.fenced || result.unknown => {
