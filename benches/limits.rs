@@ -273,9 +273,21 @@ async fn start() {
             })
             .await;
             println!(
-                "      its first warmup, which looks at all of them, takes {:.1} s",
-                begun.elapsed().as_secs_f64()
+                "      its first warmup, which looks at all of them, takes {:.1} s; peak memory {:.0} MB",
+                begun.elapsed().as_secs_f64(),
+                memory(worker.pid(), "VmHWM")
             );
+            for message in ["{\"jobs\":[\"entry\"]}", "{\"patterns\":[\"entry:*\"]}"] {
+                let _: String = redis.ask(&["XADD", "samovar:inbox", "*", "message", message]).await;
+                eventually_within(Duration::from_secs(600), "all entries are invalidated", async || {
+                    match redis.ask::<usize>(&["XLEN", "samovar:inbox"]).await {
+                        0 => Ok(()),
+                        left => Err(left),
+                    }
+                })
+                .await;
+                println!("      after {message}: peak memory {:.0} MB", memory(worker.pid(), "VmHWM"));
+            }
         }
         drop(worker);
     }

@@ -4,7 +4,7 @@
 use crate::engine::Engine;
 use crate::explorer::{Bounds, Failure, search};
 use crate::limits;
-use crate::properties::{BOUNDED, BUDGET, CONTRACT, COUNTED, FRESH_AT_LAST, STARVED, STAYS, WANTED};
+use crate::properties::{BOUNDED, BUDGET, CONTRACT, COUNTED, STARVED, STAYS, WANTED};
 use crate::scenarios::{ALL, Scenario};
 use crate::scripts::Mutant;
 use crate::storms::Storm;

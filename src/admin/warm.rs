@@ -15,7 +15,7 @@ use super::problem::Problem;
 use crate::agenda::When;
 use crate::entry::Trigger;
 use crate::entry::duration;
-use crate::entry::{EntryKey, JobName};
+use crate::entry::{EntryKey, JobName, KeySet};
 use crate::ops::Done;
 use crate::redis::RedisTime;
 
@@ -25,6 +25,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const SHORTEST: Duration = Duration::from_secs(1);
 /// The longest timeout.
 const LONGEST: Duration = Duration::from_secs(600);
+/// Entries that are put on the agenda in one step.
+const PAGE: usize = 1_000;
 
 /// The wanted entries. At least one of the two lists must not be empty.
 #[derive(Debug, Default, Deserialize, utoipa::ToSchema)]
@@ -111,7 +113,7 @@ pub(super) async fn warm(
         entries.put(parts, job, asked).await?;
     }
     if !query.wait {
-        let due = entries.values().map(|entries| entries.named.len() + entries.of_job.len()).sum();
+        let due = entries.values().map(Entries::count).sum();
         let workers = parts.workers.load(std::sync::atomic::Ordering::Relaxed);
         return Ok((StatusCode::ACCEPTED, Json(Due { due, workers })).into_response());
     }
@@ -142,22 +144,31 @@ fn not_fetched(failed: usize) -> String {
 struct Entries {
     /// Entries named by their keys.
     named: BTreeSet<EntryKey>,
-    /// Entries that only their job was named for.
-    of_job: BTreeSet<EntryKey>,
+    /// Entries that their job was named for.
+    of_job: KeySet,
 }
 
 impl Entries {
     /// Puts the entries on the agenda: named ones with high priority, those of the job as due since `asked`.
     async fn put(&self, parts: &Parts, job: &JobName, asked: RedisTime) -> RedisResult<()> {
-        for (keys, when) in [(&self.named, When::Urgent), (&self.of_job, When::Due(asked))] {
-            parts.ops.agenda.put(job, keys, when, Trigger::Demand).await?;
+        let agenda = &parts.ops.agenda;
+        agenda.put(job, &self.named, When::Urgent, Trigger::Demand).await?;
+        for page in self.of_job.pages(PAGE) {
+            let others = page.iter().filter(|key| !self.named.contains(*key));
+            agenda.put(job, others, When::Due(asked), Trigger::Demand).await?;
         }
         Ok(())
     }
 
+    /// Returns the number of them.
+    fn count(&self) -> usize {
+        self.of_job.len() + self.named.iter().filter(|key| !self.of_job.contains(key.as_str())).count()
+    }
+
     /// Returns all of them.
-    fn all(self) -> Vec<EntryKey> {
-        self.named.into_iter().chain(self.of_job).collect()
+    fn all(mut self) -> Vec<EntryKey> {
+        self.of_job.extend(&self.named);
+        self.of_job.iter().map(EntryKey::new).collect()
     }
 }
 
@@ -194,9 +205,7 @@ async fn entries(parts: &Parts, wanted: &Wanted, force: bool) -> Result<BTreeMap
             Some((file, feed)) => Some(parts.cron.entries_of_feed(file, feed).await?),
             None => None,
         };
-        let kept_warm = ops.entries(job, fed).await?;
-        let Entries { named, of_job } = entries.entry(job.name.clone()).or_default();
-        of_job.extend(kept_warm.into_iter().map(|(key, _)| key).filter(|key| !named.contains(key)));
+        entries.entry(job.name.clone()).or_default().of_job = ops.wanted(job, fed).await?;
     }
     Ok(entries)
 }

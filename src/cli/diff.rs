@@ -16,8 +16,8 @@ use super::session::{
 };
 use super::{CheckArgs, exit};
 use crate::config::{Environment, Settings};
-use crate::entry::{EntryKey, JobName};
-use crate::job::{EnvUse, Job, Jobs, KnownJobs, Params};
+use crate::entry::{EntryKey, JobName, KeySet};
+use crate::job::{EnvUse, Job, Jobs, KnownJobs};
 use crate::ops::{BudgetLeft, Digests, Noted, Ops, Plan, descriptions, differences, digests, still_waits};
 use crate::redis::{RedisTime, Scan};
 use crate::source::Sources;
@@ -290,10 +290,10 @@ impl Fleet {
     }
 
     /// Counts the requests for entries to keep warm that have no value.
-    async fn missing(&self, ops: &Ops, sources: &Sources, job: &Arc<Job>, fed: &[Params]) -> Result<Plan, Failed> {
+    async fn missing(&self, ops: &Ops, sources: &Sources, job: &Arc<Job>, fed: &KeySet) -> Result<Plan, Failed> {
         let mut plan = Plan::default();
         let Some(known) = ops.jobs.jobs.get(&job.name) else { return Ok(plan) };
-        for page in ops.entries(known, Some(fed.to_vec())).await?.chunks(PAGE) {
+        for page in ops.entries(known, Some(fed.clone())).await?.chunks(PAGE) {
             let keys: Vec<_> = page.iter().map(|(key, _)| key.clone()).collect();
             let snapshots = ops.store.snapshots(&keys).await?;
             let absent = page.iter().zip(snapshots).filter(|(_, snapshot)| !snapshot.has_value());

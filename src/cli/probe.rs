@@ -255,9 +255,10 @@ impl Probe<'_> {
             fed = reading.finish().map_err(fails)?;
         }
         let mut examples: Vec<Params> = Vec::new();
-        for params in job.entries.list.iter().take(TRIED).chain(&fed.entries) {
-            if examples.len() < TRIED && !examples.contains(params) {
-                examples.push(params.clone());
+        let fed = fed.entries.iter().filter_map(|key| job.key.read(key));
+        for params in job.entries.list.iter().take(TRIED).cloned().chain(fed) {
+            if examples.len() < TRIED && !examples.contains(&params) {
+                examples.push(params);
             }
         }
         Ok(examples)

@@ -5,6 +5,8 @@ pub mod duration;
 pub mod escape;
 #[cfg(feature = "worker")]
 mod fingerprint;
+#[cfg(feature = "worker")]
+mod key_set;
 mod names;
 #[cfg(feature = "worker")]
 mod outcome;
@@ -19,6 +21,8 @@ mod version;
 
 #[cfg(feature = "worker")]
 pub use fingerprint::{compact, hash};
+#[cfg(feature = "worker")]
+pub use key_set::KeySet;
 pub use names::{EntryKey, JobName, LONGEST_KEY, UpstreamName};
 #[cfg(feature = "worker")]
 pub use outcome::{LastOutcome, Outcome, Recheck};

@@ -208,6 +208,8 @@ pub struct Feed {
     pub next: Option<jsonptr::PointerBuf>,
     /// The query parameter that sends what `next` points to; if absent, that is a URL.
     pub next_param: Option<String>,
+    /// The longest body of a page, in bytes; `None` for 32 MiB, or the upstream's `max_bytes` if that is more.
+    pub max_bytes: Option<u64>,
     /// An answer without entries is as good as any other, also after many entries.
     pub may_be_empty: bool,
 }

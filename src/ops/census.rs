@@ -80,7 +80,7 @@ impl Ops {
             }
         }
         for job in self.jobs.jobs.values() {
-            let wanted = match self.wanted(job).await {
+            let wanted = match self.wanted(job, None).await {
                 Err(e) if is_of_keys(&e) => None,
                 wanted => Some(wanted?.len() as u64),
             };

@@ -12,8 +12,8 @@ use std::time::Duration;
 use redis::{RedisResult, Script};
 
 use super::Ops;
-use crate::entry::{EntryKey, JobName};
-use crate::job::{Jobs, KnownJob, KnownJobs, Params};
+use crate::entry::{EntryKey, JobName, KeySet};
+use crate::job::{Jobs, KnownJob, KnownJobs};
 use crate::popularity::buckets;
 use crate::protocol::Keys;
 use crate::redis::{Connection, RedisTime, Troubles, is_of_keys};
@@ -147,8 +147,8 @@ async fn publish_list(redis: &mut Connection, list: &str, job: &KnownJob, presen
     if present.map_or(job.listed == 0, |present| present == job.digest.as_bytes()) {
         return Ok(());
     }
-    let listed = file.entries.list.iter().filter_map(|params| job.key.write(params));
-    buckets::write(redis, list, listed, Some(&job.digest)).await
+    let listed = file.entries.list.iter().filter_map(|params| job.key.write(params)).collect();
+    buckets::write(redis, list, &listed, Some(&job.digest)).await
 }
 
 /// Removes the descriptions of jobs of which Redis keeps nothing else: the job cleaner dropped them.
@@ -209,12 +209,12 @@ impl Ops {
     ///
     /// # Errors
     /// Fails if Redis returns an error.
-    pub(super) async fn list(&self, job: &KnownJob) -> RedisResult<Vec<Params>> {
+    pub(super) async fn list(&self, job: &KnownJob) -> RedisResult<KeySet> {
         if let Some(file) = &job.file {
-            return Ok(file.entries.list.clone());
+            return Ok(file.entries.list.iter().filter_map(|params| job.key.write(params)).collect());
         }
-        let listed = buckets::read(&mut self.redis.clone(), &self.keys.list(&job.name)).await?;
-        Ok(listed.iter().filter_map(|name| job.key.read(name)).collect())
+        let list = self.keys.list(&job.name);
+        buckets::read(&mut self.redis.clone(), &list, |name| job.key.read(name).is_some()).await
     }
 
     /// Returns for each of these entries whether its job's file lists it, in order; at most a page of entries.

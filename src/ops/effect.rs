@@ -6,7 +6,7 @@ use redis::RedisResult;
 use serde::Serialize;
 
 use super::{BudgetLeft, Ops, PAGE, Plan};
-use crate::entry::{EntryKey, JobName};
+use crate::entry::{EntryKey, JobName, KeySet};
 use crate::job::{KnownJob, KnownJobs};
 use crate::protocol::{Action, Message, glob};
 use crate::redis::Scan;
@@ -44,7 +44,7 @@ pub struct DryRun {
 }
 
 /// Keys by job.
-type Keys = BTreeMap<JobName, BTreeSet<EntryKey>>;
+type Keys = BTreeMap<JobName, KeySet>;
 
 /// The keys that a message names.
 #[derive(Default)]
@@ -67,7 +67,7 @@ impl Ops {
             Action::Evict | Action::Warm => Keys::new(),
         };
         for (name, keys) in &kept {
-            named.jobs.entry(name.clone()).or_default().extend(keys.iter().cloned());
+            named.jobs.entry(name.clone()).or_default().extend(keys.iter());
         }
         let unowned = if message.action == Action::Warm { 0 } else { named.unowned.len() };
         let dependants = dependants(&self.jobs, named.jobs.keys());
@@ -75,10 +75,10 @@ impl Ops {
         for (name, keys) in named.jobs {
             let Some(job) = self.jobs.jobs.get(&name) else { continue };
             let (mut entries, is_left) = (0, left.contains(&name));
-            for page in Vec::from_iter(keys).chunks(PAGE) {
+            for page in keys.pages(PAGE) {
                 entries += match is_left {
-                    true => self.removed(page, message.action).await?,
-                    false => self.concerned(job, page, message.action, kept.get(&name)).await?,
+                    true => self.removed(&page, message.action).await?,
+                    false => self.concerned(job, &page, message.action, kept.get(&name)).await?,
                 };
             }
             if entries > 0 && is_left {
@@ -179,11 +179,10 @@ impl Ops {
                 continue;
             }
             let wanted = if is_named {
-                self.wanted(job).await?
+                self.wanted(job, None).await?
             } else {
                 let listed = self.list(job).await?;
-                let listed = listed.iter().filter_map(|params| job.key.write(params));
-                listed.filter(|key| globs.iter().any(|glob| glob::matches(glob, key.as_str()))).collect()
+                listed.iter().filter(|key| globs.iter().any(|glob| glob::matches(glob, key))).collect()
             };
             if !wanted.is_empty() {
                 kept.insert(job.name.clone(), wanted);
@@ -198,7 +197,7 @@ impl Ops {
         let mut unowned = Vec::new();
         for key in keys {
             match self.jobs.owner(key.as_str()) {
-                Some((job, _)) => _ = named.jobs.entry(job.name.clone()).or_default().insert(key),
+                Some((job, _)) => _ = named.jobs.entry(job.name.clone()).or_default().insert(key.as_str()),
                 None => unowned.push(key),
             }
         }
@@ -250,10 +249,10 @@ impl Ops {
         job: &KnownJob,
         page: &[EntryKey],
         action: Action,
-        kept: Option<&BTreeSet<EntryKey>>,
+        kept: Option<&KeySet>,
     ) -> RedisResult<usize> {
         let (mut concerned, mut blank) = (0, Vec::new());
-        let is_kept = |key| kept.is_some_and(|kept| kept.contains(key));
+        let is_kept = |key: &EntryKey| kept.is_some_and(|kept| kept.contains(key.as_str()));
         for (key, snapshot) in page.iter().zip(self.store.snapshots(page).await?) {
             let is_blank = snapshot.is_blank() && !is_kept(key);
             concerned += usize::from(match action {

@@ -7,7 +7,7 @@ use redis::RedisResult;
 use serde::Serialize;
 
 use super::{Entry, MissingInput, Ops, PAGE};
-use crate::entry::{EntryKey, JobName, Outcome, duration};
+use crate::entry::{EntryKey, JobName, KeySet, Outcome, duration};
 use crate::job::KnownJob;
 use crate::popularity::{Popularity, feed};
 use crate::store::other_type_reason;
@@ -39,16 +39,18 @@ pub struct AbsentPage {
 }
 
 impl Ops {
-    /// Returns the keys of the entries that a job keeps warm, as far as the fleet knows.
+    /// Returns the keys of the entries that a job keeps warm, as far as the fleet knows: those of its feed, those that
+    /// its file lists, and the most read ones. Without an answer of the feed, its last one is used.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
-    pub async fn wanted(&self, job: &KnownJob) -> RedisResult<BTreeSet<EntryKey>> {
-        let mut params = self.list(job).await?;
-        if job.feed {
-            params.extend(feed::named_last(&mut self.redis.clone(), &self.keys, &job.name, &job.key).await?);
-        }
-        let mut wanted: BTreeSet<EntryKey> = params.iter().filter_map(|params| job.key.write(params)).collect();
+    pub async fn wanted(&self, job: &KnownJob, fed: Option<KeySet>) -> RedisResult<KeySet> {
+        let mut wanted = match fed {
+            Some(fed) => fed,
+            None if job.feed => feed::named_last(&mut self.redis.clone(), &self.keys, &job.name, &job.key).await?,
+            None => KeySet::default(),
+        };
+        wanted.extend(self.list(job).await?.iter());
         if job.popular > 0 {
             let popularity = Popularity::new(self.redis.clone(), self.keys.clone());
             let top = popularity.top_of(&job.name, job.ttl, job.popular).await?;
@@ -98,13 +100,14 @@ impl Ops {
     /// # Errors
     /// Fails if Redis returns an error.
     pub async fn absent(&self, job: &KnownJob, limit: usize, from: Option<&str>) -> RedisResult<AbsentPage> {
-        let wanted: Vec<EntryKey> = self.wanted(job).await?.into_iter().collect();
+        let wanted = self.wanted(job, None).await?;
         let (mut total, mut keys) = (0, Vec::new());
-        for batch in wanted.chunks(PAGE) {
-            for key in self.without_value(batch).await? {
+        for batch in wanted.sorted().chunks(PAGE) {
+            let batch: Vec<EntryKey> = batch.iter().copied().map(EntryKey::new).collect();
+            for key in self.without_value(&batch).await? {
                 total += 1;
                 if keys.len() <= limit && from.is_none_or(|from| key.as_str() > from) {
-                    keys.push(key);
+                    keys.push(key.clone());
                 }
             }
         }

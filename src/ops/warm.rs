@@ -12,9 +12,8 @@ use crate::agenda::{Due, State};
 use crate::entry::Outcome;
 use crate::entry::Trigger;
 use crate::entry::duration;
-use crate::entry::{EntryKey, JobName, LastOutcome};
+use crate::entry::{EntryKey, JobName, KeySet, LastOutcome};
 use crate::job::{KnownJob, Params};
-use crate::popularity::{Popularity, feed};
 use crate::redis::RedisTime;
 use crate::store::Expiry;
 
@@ -59,26 +58,14 @@ pub struct Failure {
 }
 
 impl Ops {
-    /// Returns the entries that a job keeps warm: those its file lists, those of its feed, and the most read ones, in
-    /// this order. Without an answer of the feed, its last one is used.
+    /// Returns the entries that a job keeps warm, as [`Self::wanted`] does, by key, with their parameters.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
-    pub async fn entries(&self, job: &KnownJob, fed: Option<Vec<Params>>) -> RedisResult<Vec<(EntryKey, Params)>> {
-        let mut all = self.list(job).await?;
-        match fed {
-            Some(fed) => all.extend(fed),
-            None if job.feed => {
-                all.extend(feed::named_last(&mut self.redis.clone(), &self.keys, &job.name, &job.key).await?);
-            }
-            None => {}
-        }
-        let popularity = Popularity::new(self.redis.clone(), self.keys.clone());
-        let popular = popularity.top_of(&job.name, job.ttl, job.popular).await?;
-        all.extend(popular.iter().filter_map(|(key, _)| job.key.read(key.as_str())));
-        all.sort_unstable();
-        all.dedup();
-        Ok(all.into_iter().filter_map(|params| Some((job.key.write(&params)?, params))).collect())
+    pub async fn entries(&self, job: &KnownJob, fed: Option<KeySet>) -> RedisResult<Vec<(EntryKey, Params)>> {
+        let wanted = self.wanted(job, fed).await?;
+        let named = |key| Some((EntryKey::new(key), job.key.read(key)?));
+        Ok(wanted.sorted().into_iter().filter_map(named).collect())
     }
 
     /// Waits until each of these entries, put on the agenda for `trigger` at `asked`, was attempted.

@@ -4,14 +4,13 @@
 //! then takes its place at once, so readers see all of the previous set or all of the new one.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use redis::RedisResult;
 use tracing::warn;
 use twox_hash::XxHash3_64;
 
-use crate::entry::{EntryKey, compact};
+use crate::entry::{EntryKey, KeySet, compact};
 use crate::redis::Connection;
 
 /// Buckets of a set; with a million entries each holds 500.
@@ -25,7 +24,12 @@ const MADE_FROM: &str = "digest";
 
 /// Returns the bucket of an entry: a field of the hash.
 pub(crate) fn bucket(key: &EntryKey) -> String {
-    compact(XxHash3_64::oneshot(key.as_str().as_bytes()) % BUCKETS)
+    compact(number(key.as_str()).into())
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "there are fewer buckets")]
+fn number(key: &str) -> u16 {
+    (XxHash3_64::oneshot(key.as_bytes()) % BUCKETS) as u16
 }
 
 /// Returns `true` if a bucket names an entry.
@@ -40,25 +44,24 @@ pub(crate) fn names(bucket: &[u8], key: &EntryKey) -> bool {
 pub(crate) async fn write(
     redis: &mut Connection,
     set: &str,
-    entries: impl Iterator<Item = EntryKey>,
+    entries: &KeySet,
     made_from: Option<&str>,
 ) -> RedisResult<()> {
-    let mut buckets: BTreeMap<String, HashSet<EntryKey>> = BTreeMap::new();
-    for key in entries {
-        buckets.entry(bucket(&key)).or_default().insert(key);
-    }
-    if buckets.is_empty() {
+    if entries.is_empty() {
         return redis::cmd("UNLINK").arg(set).exec_async(redis).await;
     }
     let unfinished = format!("{set}:{}", ulid::Ulid::generate());
-    let buckets: Vec<_> = buckets.into_iter().collect();
+    // The numbers of buckets and entries, instead of their texts: a million of them take 8 MB.
+    let mut order: Vec<(u16, u32)> = (0..).zip(entries.iter()).map(|(entry, key)| (number(key), entry)).collect();
+    order.sort_unstable();
+    let buckets: Vec<&[(u16, u32)]> = order.chunk_by(|(one, _), (other, _)| one == other).collect();
     for batch in buckets.chunks(BATCH) {
         // In one step, so that an interrupted write expires.
         let mut pipe = redis::pipe();
         let fields = pipe.atomic().cmd("HSET").arg(&unfinished);
-        for (bucket, keys) in batch {
-            let names: Vec<&str> = keys.iter().map(EntryKey::as_str).collect();
-            fields.arg(bucket).arg(serde_json::to_string(&names).unwrap_or_default());
+        for bucket in batch {
+            let names: Vec<&str> = bucket.iter().filter_map(|(_, entry)| entries.get(*entry as usize)).collect();
+            fields.arg(compact(bucket[0].0.into())).arg(serde_json::to_string(&names).unwrap_or_default());
         }
         pipe.cmd("EXPIRE").arg(&unfinished).arg(UNFINISHED.as_secs());
         pipe.exec_async(redis).await?;
@@ -129,14 +132,14 @@ impl Reader {
     }
 }
 
-/// Returns the entries of a set, as a [`Reader`] reads them.
+/// Returns the entries of a set for which `is_one` is true, as a [`Reader`] reads them.
 ///
 /// # Errors
 /// Fails if Redis returns an error.
-pub(crate) async fn read(redis: &mut Connection, set: &str) -> RedisResult<Vec<String>> {
-    let (mut reader, mut entries) = (Reader::begin(redis, set).await?, Vec::new());
+pub(crate) async fn read(redis: &mut Connection, set: &str, is_one: impl Fn(&str) -> bool) -> RedisResult<KeySet> {
+    let (mut reader, mut entries) = (Reader::begin(redis, set).await?, KeySet::default());
     while let Some(names) = reader.next(redis).await? {
-        entries.extend(names);
+        entries.extend(names.into_iter().filter(|name| is_one(name)));
     }
     Ok(entries)
 }

@@ -7,8 +7,8 @@ use redis::RedisResult;
 use serde::{Deserialize, Serialize};
 
 use super::buckets;
-use crate::entry::JobName;
-use crate::job::{Job, KeyPattern, Params};
+use crate::entry::{JobName, KeySet};
+use crate::job::{Job, KeyPattern};
 use crate::protocol::Keys;
 use crate::redis::{Connection, RedisTime};
 
@@ -91,8 +91,7 @@ impl FeedState {
 ///
 /// # Errors
 /// Fails if Redis returns an error; the previous answer then stays.
-pub(crate) async fn remember(redis: &mut Connection, keys: &Keys, job: &Job, named: &[Params]) -> RedisResult<()> {
-    let named = named.iter().filter_map(|params| job.key.write(params));
+pub(crate) async fn remember(redis: &mut Connection, keys: &Keys, job: &Job, named: &KeySet) -> RedisResult<()> {
     buckets::write(redis, &keys.feed(&job.name), named, None).await
 }
 
@@ -113,7 +112,6 @@ pub(crate) async fn named_last(
     keys: &Keys,
     job: &JobName,
     key: &KeyPattern,
-) -> RedisResult<Vec<Params>> {
-    let named = buckets::read(redis, &keys.feed(job)).await?;
-    Ok(named.iter().filter_map(|name| key.read(name)).collect())
+) -> RedisResult<KeySet> {
+    buckets::read(redis, &keys.feed(job), |name| key.read(name).is_some()).await
 }

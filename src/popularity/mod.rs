@@ -11,7 +11,7 @@ mod decay;
 pub(crate) mod feed;
 mod sample;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::RangeInclusive;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -25,7 +25,7 @@ pub use feed::FeedState;
 pub use sample::Sampler;
 
 use crate::entry::duration::millis;
-use crate::entry::{EntryKey, JobName};
+use crate::entry::{EntryKey, JobName, KeySet};
 use crate::job::Job;
 use crate::protocol::Keys;
 use crate::redis::Connection;
@@ -120,24 +120,26 @@ impl Popularity {
         Ok(top)
     }
 
-    /// Sorts entries of a job by reads, the most read first; unread ones keep their order at the end.
+    /// Returns the numbers of a job's entries by reads, the most read first; unread ones keep their order at the end.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
-    pub async fn ranked(&self, job: &Job, entries: Vec<EntryKey>) -> RedisResult<Vec<EntryKey>> {
-        let mut scored = Vec::with_capacity(entries.len());
-        for batch in entries.chunks(PAGE) {
+    pub async fn ranked(&self, job: &Job, entries: &KeySet) -> RedisResult<impl Iterator<Item = usize> + Send + use<>> {
+        let mut read: Vec<(f64, usize)> = Vec::new();
+        for (page, batch) in entries.pages(PAGE).enumerate() {
             let keys: Vec<&str> = batch.iter().map(EntryKey::as_str).collect();
             let scores: Vec<Option<f64>> = redis::cmd("ZMSCORE")
                 .arg(self.keys.popular(&job.name))
                 .arg(keys)
                 .query_async(&mut self.redis.clone())
                 .await?;
-            scored.extend(scores.into_iter().map(|score| score.unwrap_or(f64::NEG_INFINITY)));
+            let scores = (page * PAGE..).zip(scores);
+            read.extend(scores.filter_map(|(number, score)| Some((score?, number))));
         }
-        let mut ranked: Vec<(f64, EntryKey)> = scored.into_iter().zip(entries).collect();
-        ranked.sort_by(|(a, _), (b, _)| b.total_cmp(a));
-        Ok(ranked.into_iter().map(|(_, key)| key).collect())
+        read.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+        let first: BTreeSet<usize> = read.iter().map(|(_, number)| *number).collect();
+        let others = (0..entries.len()).filter(move |number| !first.contains(number));
+        Ok(read.into_iter().map(|(_, number)| number).chain(others))
     }
 
     /// Adds reads to a job's counts: pairs of entry and number.

@@ -58,6 +58,8 @@ pub(super) struct Request<'a> {
     pub(super) body: Option<&'a Value>,
     /// The validators that make a GET conditional.
     pub(super) known: Option<&'a Validators>,
+    /// The longest body of an answer, in bytes; `None` for the upstream's `max_bytes`.
+    pub(super) max_bytes: Option<u64>,
     pub(super) deadline: Instant,
 }
 
@@ -230,7 +232,8 @@ impl Client {
             metrics::answered(&self.upstream.name, Some(status.as_u16()));
             if !matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
                 reached.status(status);
-                let asked = Asked { url: &url, conditional: !conditions.is_empty(), posted: body.is_some(), until };
+                let (conditional, posted) = (!conditions.is_empty(), body.is_some());
+                let asked = Asked { url: &url, conditional, posted, max_bytes: request.max_bytes, until };
                 return self.receive(asked, response, secrets, reached).await;
             }
             let next = response.headers().get(header::LOCATION).and_then(|to| std::str::from_utf8(to.as_bytes()).ok());
@@ -289,8 +292,8 @@ impl Client {
             304 => Err(body.error("is an answer to a conditional request, and this request had no validators")),
             404 | 410 if !asked.posted => Ok(Received::Gone),
             // 203: changed by a proxy. 201: made by a request with a body.
-            200 | 203 => self.whole(body, response).await,
-            201 if asked.posted => self.whole(body, response).await,
+            200 | 203 => self.whole(body, response, asked.max_bytes).await,
+            201 if asked.posted => self.whole(body, response, asked.max_bytes).await,
             _ => {
                 let left = asked.until.saturating_duration_since(Instant::now());
                 // Not all of the remaining time, so that a slow body does not hide the status.
@@ -303,9 +306,15 @@ impl Client {
     }
 
     /// Reads the whole body.
-    async fn whole(&self, mut body: Body, mut response: Response) -> Result<Received, FetchError> {
-        let most = self.upstream.max_bytes;
-        let too_long = |is: &str| format!("{is} longer than `max_bytes` ({})", bytesize::ByteSize(most));
+    async fn whole(
+        &self,
+        mut body: Body,
+        mut response: Response,
+        max_bytes: Option<u64>,
+    ) -> Result<Received, FetchError> {
+        let most = max_bytes.unwrap_or(self.upstream.max_bytes);
+        let whose = if max_bytes.is_some() { "the feed's " } else { "" };
+        let too_long = |is: &str| format!("{is} longer than {whose}`max_bytes` ({})", bytesize::ByteSize(most));
         let mut decoder = Decoder::new(&body.headers, most).map_err(|reason| body.error(&reason))?;
         if response.content_length().is_some_and(|length| length > decoder.most_sent()) {
             return Err(body.error(&too_long("has a Content-Length")));
@@ -353,6 +362,7 @@ struct Asked<'a> {
     conditional: bool,
     /// `true` for a POST.
     posted: bool,
+    max_bytes: Option<u64>,
     until: Instant,
 }
 

@@ -7,17 +7,22 @@
 use super::client::{Body, Client, Received, Request, answer_error};
 use super::http::{kind, select_text};
 use super::{FetchError, context};
-use crate::entry::duration;
+use crate::entry::{KeySet, duration};
 use crate::job::{Feed, Job, Params};
 use reqwest::Url;
+use serde::Deserializer;
+use serde::de::{SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::time::{Duration, Instant};
 
 /// The most entries that a feed may name.
 const LONGEST: usize = 1_000_000;
+/// The default of a feed's `max_bytes`: enough for a million names.
+const MAX_BYTES: u64 = 32 << 20;
 /// The most pages of a feed.
 const MOST_PAGES: usize = 1_000;
 /// The part of an item that messages show, in characters.
@@ -30,8 +35,8 @@ const LONGEST_READING: Duration = Duration::from_secs(300);
 /// The entries that a feed names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fed {
-    /// The entries, in the upstream's order; one that is named twice comes twice.
-    pub entries: Vec<Params>,
+    /// The entries, in the upstream's order.
+    pub entries: KeySet,
     /// Items that name no entry, and combinations of items with constants that make no key.
     pub skipped: usize,
     /// All items.
@@ -111,7 +116,8 @@ impl<'a> FeedReading<'a> {
             return Err(answer_error(self.first.as_str(), &reason));
         }
         let deadline = Instant::now() + self.client.timeout();
-        let request = Request { url: url.as_str(), headers: &[], body: None, known: None, deadline };
+        let max_bytes = Some(self.feed.max_bytes.unwrap_or(MAX_BYTES.max(self.client.max_bytes())));
+        let request = Request { url: url.as_str(), headers: &[], body: None, known: None, max_bytes, deadline };
         let answer = match self.client.exchange(request).await? {
             Received::Body(answer) => answer,
             Received::Gone => return Err(answer_error(url.as_str(), "says that there is no such feed (404 or 410)")),
@@ -130,48 +136,52 @@ impl<'a> FeedReading<'a> {
     /// Adds the entries that a page's items name.
     fn add_items(&mut self, answer: &Body) -> Result<(), FetchError> {
         let selected = select_text(answer.text()?, &self.feed.select).map_err(|reason| answer.error(&reason))?;
-        let items: Vec<&RawValue> = serde_json::from_str(selected).map_err(|_| {
-            let found = serde_json::from_str(selected).as_ref().map_or("not JSON", kind);
-            answer.error(&format!("is {found}, but a feed is an array: see `select`"))
-        })?;
-        let page = self.asked.len() + 1;
-        for (number, item) in (1..).zip(items) {
+        let (page, mut number) = (self.asked.len() + 1, 0);
+        let read = each_item(selected, |item| {
+            number += 1;
             self.fed.items += 1;
-            let before = self.fed.entries.len();
-            let added = self.add(item.get());
-            self.fed.useless += usize::from(self.fed.entries.len() == before);
             if self.fed.entries.len() > LONGEST {
-                return Err(answer.error(&format!("names more than {LONGEST} entries")));
+                return;
             }
-            if let Err((skipped, reason)) = added {
-                self.fed.skipped += skipped;
+            if let Err(Skipped { combinations, is_useless, reason }) = self.add(item) {
+                self.fed.skipped += combinations;
+                self.fed.useless += usize::from(is_useless);
                 self.fed.first_skipped.get_or_insert_with(|| match self.feed.next {
                     Some(_) => format!("item {number} of page {page} {reason}"),
                     None => format!("item {number} {reason}"),
                 });
             }
+        });
+        if read.is_err() {
+            let found = serde_json::from_str(selected).as_ref().map_or("not JSON", kind);
+            return Err(answer.error(&format!("is {found}, but a feed is an array: see `select`")));
+        }
+        if self.fed.entries.len() > LONGEST {
+            return Err(answer.error(&format!("names more than {LONGEST} entries")));
         }
         Ok(())
     }
 
-    /// Adds the entries that an item names, one for each combination of the constants. Otherwise returns the number of
-    /// combinations that make no key (1 if the item names nothing), and why.
-    fn add(&mut self, item: &str) -> Result<(), (usize, String)> {
-        let named = self.params(item).map_err(|reason| (1, reason))?;
-        let mut skipped = 0;
+    /// Adds the entries that an item names, one for each combination of the constants. Otherwise returns what was
+    /// skipped, and why.
+    fn add(&mut self, item: &str) -> Result<(), Skipped> {
+        let skipped = |reason| Skipped { combinations: 1, is_useless: true, reason };
+        let named = self.params(item).map_err(skipped)?;
+        let mut combinations = 0;
         for constants in &self.feed.with {
             let mut params = named.clone();
             params.extend(constants.iter().map(|(name, text)| (name.clone(), text.clone())));
             match self.job.key.write(&params) {
-                Some(_) => self.fed.entries.push(params),
-                None => skipped += 1,
+                Some(key) => _ = self.fed.entries.insert(key.as_str()),
+                None => combinations += 1,
             }
         }
-        if skipped == 0 {
+        if combinations == 0 {
             return Ok(());
         }
         let beginning: String = item.chars().take(EXCERPT).collect();
-        Err((skipped, format!("makes no key of `{}`; it begins: {beginning}", self.job.key)))
+        let reason = format!("makes no key of `{}`; it begins: {beginning}", self.job.key);
+        Err(Skipped { combinations, is_useless: combinations == self.feed.with.len(), reason })
     }
 
     /// Returns the placeholders' values that an item gives.
@@ -254,6 +264,37 @@ impl<'a> FeedReading<'a> {
         next.set_fragment(None);
         Ok(Some(next))
     }
+}
+
+/// What an item of a feed does not name.
+struct Skipped {
+    /// Combinations with constants that make no key; 1 if the item names nothing.
+    combinations: usize,
+    /// No combination makes a key.
+    is_useless: bool,
+    reason: String,
+}
+
+/// Passes each item of a JSON array to `take`, without a list of all of them. Fails if the text is no array.
+fn each_item<'a>(array: &'a str, take: impl FnMut(&'a str)) -> serde_json::Result<()> {
+    struct Items<F>(F);
+
+    impl<'de, F: FnMut(&'de str)> Visitor<'de> for Items<F> {
+        type Value = ();
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an array")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<(), A::Error> {
+            while let Some(item) = items.next_element::<&RawValue>()? {
+                (self.0)(item.get());
+            }
+            Ok(())
+        }
+    }
+
+    serde_json::Deserializer::from_str(array).deserialize_seq(Items(take))
 }
 
 /// Returns the text that a JSON value stands for: a string's, or a number as it is written. Otherwise returns what the

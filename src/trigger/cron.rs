@@ -8,7 +8,7 @@
 //! A warmup whose feed fails stays open in the same way, and is claimed again after a backoff (`feeds`). A job with a
 //! feed is warmed up in a task of its own, so that a slow feed does not delay other jobs.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -406,14 +406,18 @@ impl Cron {
             // Everything else of this warmup is on the agenda since the feed failed first.
             return Ok(Some(total));
         }
-        let named = job.entries.list.iter().chain(&fed.entries).filter_map(|params| job.key.write(params));
+        let mut all = std::mem::take(&mut fed.entries);
+        all.extend(job.entries.list.iter().filter_map(|params| job.key.write(params)));
         let popular = self.popularity.top(job, job.entries.popular).await?;
-        let popular = popular.into_iter().map(|(key, _)| key).filter(|key| job.key.read(key.as_str()).is_some());
-        let mut seen = HashSet::new();
-        let all: Vec<EntryKey> = named.chain(popular).filter(|key| seen.insert(key.clone())).collect();
-        let all = self.popularity.ranked(job, all).await?;
+        all.extend(popular.into_iter().map(|(key, _)| key).filter(|key| job.key.read(key.as_str()).is_some()));
+        let mut ranked = self.popularity.ranked(job, &all).await?.filter_map(|number| all.get(number));
         // The most read entries are due a millisecond sooner.
-        for (moment, keys) in (0..).zip(all.chunks(BATCH)) {
+        for moment in 0.. {
+            let keys: Vec<EntryKey> = ranked.by_ref().take(BATCH).map(EntryKey::new).collect();
+            if keys.is_empty() {
+                break;
+            }
+            let keys = keys.as_slice();
             let snapshots = self.store.snapshots(keys).await?;
             let now = self.store.now().await?;
             // For a tick that is late, a value must live until the next tick from now on.

@@ -4,7 +4,6 @@
 //! answers or the next tick comes. Meanwhile the entries that the feed named last are kept warm. The state of a feed is
 //! kept in Redis, so each worker reports a feed that fails, whichever worker asked it.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -15,8 +14,8 @@ use tracing::warn;
 use super::cron::Cron;
 use super::invalidation::WARMUP_SIGNAL;
 use super::tick::Claim;
-use crate::entry::{JobName, Priority, UpstreamName};
-use crate::job::{Feed, Job, Params};
+use crate::entry::{JobName, KeySet, Priority, UpstreamName};
+use crate::job::{Feed, Job};
 use crate::popularity::{FeedState, feed};
 use crate::protocol::Keys;
 use crate::redis::{Connection, RedisTime};
@@ -35,7 +34,7 @@ static HASTEN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua
 #[derive(Clone, Debug, Default)]
 pub(super) struct Named {
     /// The entries.
-    pub(super) entries: Vec<Params>,
+    pub(super) entries: KeySet,
     /// When to ask the feed again, if it failed.
     pub(super) ask_again: Option<Duration>,
     /// The state of the feed after it was asked.
@@ -126,7 +125,7 @@ impl Cron {
     ///
     /// # Errors
     /// Redis's.
-    pub(crate) async fn entries_of_feed(&self, job: &Job, asked: &Feed) -> RedisResult<Vec<Params>> {
+    pub(crate) async fn entries_of_feed(&self, job: &Job, asked: &Feed) -> RedisResult<KeySet> {
         let answer = tokio::select! {
             answer = self.ask_feed(job, asked) => answer?,
             () = self.stop.cancelled() => Err(Failure { reason: "the worker stops".to_owned(), wait: Duration::ZERO }),
@@ -150,8 +149,7 @@ impl Cron {
         let last = feed::named_last(&mut self.redis.clone(), &self.keys, &job.name, &job.key).await?.len();
         let Ok(fed) = &answer else { return Ok(answer) };
         let Fed { entries, items, useless, first_skipped, .. } = fed;
-        let named = entries.iter().collect::<BTreeSet<_>>().len();
-        if last < MANY || 2 * named >= last {
+        if last < MANY || 2 * entries.len() >= last {
             return Ok(answer);
         }
         let reason = match first_skipped {

@@ -99,10 +99,10 @@ impl Catalogue {
         for (name, kind, share) in READS {
             let job = jobs.jobs.get(name).with_context(|| format!("there is no job {name}"))?;
             let mut all = sources.feed(job).await?.entries;
-            let more: Vec<Params> = job.entries.list.iter().filter(|one| !all.contains(one)).cloned().collect();
-            all.extend(more);
-            let entries = all.into_iter().filter_map(|params| {
-                let key = job.key.write(&params)?;
+            all.extend(job.entries.list.iter().filter_map(|params| job.key.write(params)));
+            let entries = all.iter().filter_map(|key| {
+                let params = job.key.read(key)?;
+                let key = EntryKey::new(key);
                 let artwork = params.values().find_map(|name| places.get(name.as_str()).copied());
                 Some(Entry { key, params, artwork })
             });

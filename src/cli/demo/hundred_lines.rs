@@ -28,7 +28,7 @@ pub(super) async fn prefetch(contender: &Contender, shelf: &Shelf, once: &Atomic
         cron.tick().await;
         // The popular works; if the museum does not answer, the next round asks again.
         let Ok(fed) = contender.sources.feed(job).await else { continue };
-        let mut all = fed.entries;
+        let mut all: Vec<_> = fed.entries.iter().filter_map(|key| job.key.read(key)).collect();
         let more: Vec<_> = job.entries.list.iter().filter(|one| !all.contains(one)).cloned().collect();
         all.extend(more);
         futures_util::stream::iter(all)

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Failed, Fleet, JobDiff, PAGE, State};
-use crate::entry::{EntryKey, JobName};
+use crate::entry::{EntryKey, JobName, KeySet};
 use crate::job::{Job, Jobs, KeyPattern, Params};
 use crate::ops::{Ops, Plan};
 use crate::popularity::feed;
@@ -45,17 +45,19 @@ impl Values {
 impl Fleet {
     /// Returns the entries that a feed's last answer names by the new file, as far as its items can be told from the
     /// keys of then: with the new key, and with all combinations of the new constants.
-    pub(super) async fn fed(&self, ops: &Ops, job: &Job) -> Result<Vec<Params>, Failed> {
-        let Some(feed) = &job.entries.feed else { return Ok(Vec::new()) };
+    pub(super) async fn fed(&self, ops: &Ops, job: &Job) -> Result<KeySet, Failed> {
+        let Some(feed) = &job.entries.feed else { return Ok(KeySet::default()) };
         let key = self.described.jobs.get(&job.name).map_or(&job.key, |known| &known.key);
         let named = feed::named_last(&mut ops.redis.clone(), &ops.keys, &job.name, key).await?;
-        let mut fed = BTreeSet::new();
-        for (params, constants) in named.iter().flat_map(|params| feed.with.iter().map(move |with| (params, with))) {
-            let mut params = params.clone();
-            params.extend(constants.iter().map(|(name, text)| (name.clone(), text.clone())));
-            fed.extend(job.key.write(&params).and_then(|key| job.key.read(key.as_str())));
+        let mut fed = KeySet::default();
+        for params in named.iter().filter_map(|named| key.read(named)) {
+            for constants in &feed.with {
+                let mut params = params.clone();
+                params.extend(constants.iter().map(|(name, text)| (name.clone(), text.clone())));
+                fed.extend(job.key.write(&params));
+            }
         }
-        Ok(fed.into_iter().collect())
+        Ok(fed)
     }
 
     /// Notes the values that a job takes over under a new name, or finds when it comes back, with their requests, and

@@ -4,7 +4,7 @@ use super::document::{Field, Table, short};
 use super::scope::Scope;
 use super::source::{Target, pointer, target};
 use super::spelling::has_names;
-use super::upstreams::Upstreams;
+use super::upstreams::{Upstreams, size};
 use crate::job::{Feed, KeyPattern, Params, Template};
 use std::collections::BTreeMap;
 
@@ -29,11 +29,13 @@ pub(super) fn feed(field: &Field<'_>, key: Option<&KeyPattern>, upstreams: &Upst
         );
     }
     let (next, next_param) = next(&table);
+    let max_bytes = table.field("max_bytes").and_then(|field| field.parsed(size));
     let may_be_empty = table.field("empty").and_then(|field| empty(&field));
     table.finish();
     let Target { upstream, url } = target?;
     let with = with_field.as_ref().map_or_else(|| crossed(&constants), |field| bounded(field, &constants));
-    Some(Feed { upstream, url, select, item, with, next, next_param, may_be_empty: may_be_empty.is_some() })
+    let may_be_empty = may_be_empty.is_some();
+    Some(Feed { upstream, url, select, item, with, next, next_param, max_bytes, may_be_empty })
 }
 
 /// Reads `item`: a template over an item for each placeholder that `with` does not give.

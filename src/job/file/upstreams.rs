@@ -201,7 +201,7 @@ pub(super) fn header_value_fault(value: &str) -> Option<&'static str> {
         .then_some("has a line break or another control character in its value")
 }
 
-fn size(text: &str) -> Result<u64, String> {
+pub(super) fn size(text: &str) -> Result<u64, String> {
     let size: ByteSize =
         text.parse().map_err(|_| format!("`{text}` is no size; write one such as \"1MiB\" or \"200KB\""))?;
     match size.as_u64() {

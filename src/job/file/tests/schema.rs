@@ -49,6 +49,7 @@ item = { name = "{{ value.id }}" }
 with = { lang = ["tr", "en"] }
 next = "/next"
 next_param = "after"
+max_bytes = "2MiB"
 empty = "ok"
 [warm]
 schedule = "*/30 * * * *"
