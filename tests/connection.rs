@@ -1,5 +1,5 @@
 //! Connections to Redis in good times and bad.
-use crate::support::{TestRedis, eventually};
+use crate::support::{TestRedis, both, eventually, samovar};
 use redis::AsyncCommands;
 use samovar::redis::{Connection, RedisUrl};
 use std::time::{Duration, Instant};
@@ -110,4 +110,26 @@ async fn tls_redis() -> TestRedis {
     let key = rcgen::KeyPair::generate().unwrap();
     let certificate = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
     TestRedis::options().tls(certificate.pem(), key.serialize_pem()).start().await
+}
+
+#[tokio::test]
+async fn a_server_that_is_no_redis_is_told_from_one_that_is_away() {
+    let (redis, upstream) = both().await;
+    let (secret, web) = (tls_redis().await, upstream.url().trim_start_matches("http://").to_owned());
+    let error = async |url: &str| RedisUrl::parse(url, None).unwrap().manager(PATIENCE).await.unwrap_err().to_string();
+    let told = error(&format!("redis://{web}")).await;
+    assert!(told.starts_with(&format!("{web} answers, but not as Redis does: check host and port")), "{told}");
+    let told = error(&format!("redis://127.0.0.1:{}", secret.port())).await;
+    assert!(told.contains("a port that wants TLS needs a URL that begins with rediss"), "{told}");
+    for port in [format!("127.0.0.1:{}", redis.port()), web.clone()] {
+        let told = error(&format!("rediss://{port}")).await;
+        assert!(told.starts_with(&port) && told.contains("a port without TLS needs a URL"), "{told}");
+    }
+    for (kind, path) in [("cluster", ""), ("sentinel", "/main")] {
+        let told = error(&format!("redis+{kind}://{web}{path}")).await;
+        assert!(told.contains(&format!("{web}: it answers, but not as Redis does")), "{told}");
+    }
+    let refused = samovar(["jobs"]).redis_at(&format!("redis://{web}")).run().await;
+    assert_eq!(refused.code, Some(69), "{refused:?}");
+    assert!(refused.stderr.contains("not as Redis does") && !refused.stderr.contains("running"), "{refused:?}");
 }

@@ -212,11 +212,7 @@ async fn entries(parts: &Parts, wanted: &Wanted, force: bool) -> Result<BTreeMap
 
 fn sum(parts: Vec<Done>) -> Done {
     parts.into_iter().fold(Done::default(), |mut all, part| {
-        all.warmed += part.warmed;
-        all.unchanged += part.unchanged;
-        all.gone += part.gone;
-        all.failed.extend(part.failed);
-        all.seconds = all.seconds.max(part.seconds);
+        all += part;
         all
     })
 }

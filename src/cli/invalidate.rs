@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::budgets;
 use super::exit;
-use super::session::{Failed, NoJobs, PAUSE, Session, ago, complain, fleet, passes, print_json, refuse};
+use super::session::{Failed, NoJobs, PAUSE, Session, ago, complain, fleet, print_json, refuse};
 use super::warm;
 use crate::config::{Environment, Settings};
 use crate::entry::escape::escaped;
@@ -16,7 +16,7 @@ use crate::entry::{Announced, EntryKey, JobName, Version};
 use crate::job::KnownJob;
 use crate::ops::{DryRun, Effect, Mistake, Ops};
 use crate::protocol::{Action, Message};
-use crate::redis::requirements;
+use crate::redis::{passes, requirements};
 use crate::store::GoneGuard;
 use crate::trigger::invalidation::inbox;
 

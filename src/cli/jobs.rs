@@ -16,6 +16,7 @@ use crate::config::{Environment, Settings};
 use crate::entry::JobName;
 use crate::entry::duration;
 use crate::entry::escape::escaped;
+use crate::entry::excerpt;
 use crate::job::{KnownJob, KnownJobs};
 use crate::ops::status::{self, JobStatus, Outdated, UpstreamStatus};
 use crate::ops::{Absent, AbsentPage, Ops, RefusedReload, still_waits};
@@ -240,7 +241,8 @@ fn tell_jobs(all: Vec<JobStatus>, now: RedisTime) -> Told {
             status.due.to_string(),
             status.in_flight.to_string(),
             status.dead.to_string(),
-            last.map_or_else(|| "–".to_owned(), |last| shortened(&last)),
+            // `samovar jobs JOB`, `get` and `dead` show the whole.
+            last.map_or_else(|| "–".to_owned(), |last| excerpt(&last, LAST)),
         ]);
     }
     println!("{rows}");
@@ -364,12 +366,4 @@ pub(super) fn grouped(number: u64) -> String {
         text.push(digit);
     }
     text
-}
-
-/// Returns the beginning of a text; `samovar jobs JOB`, `get` and `dead` show the whole.
-fn shortened(text: &str) -> String {
-    if text.chars().count() <= LAST {
-        return text.to_owned();
-    }
-    text.chars().take(LAST).chain(['…']).collect()
 }

@@ -16,7 +16,7 @@ use crate::job::{Faults, Jobs, KnownJobs};
 use crate::ops::{Ops, descriptions};
 use crate::protocol::Keys;
 use crate::queue::Queue;
-use crate::redis::{Connection, RedisTime, Servers, UNANSWERED, is_of_keys, requirements};
+use crate::redis::{Connection, RedisTime, Servers, is_of_keys, is_of_stranger, passes, requirements};
 use crate::store::Store;
 use crate::worker::dead_after;
 
@@ -24,9 +24,6 @@ use crate::worker::dead_after;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The pause before a command that may be repeated is sent again.
 pub(super) const PAUSE: Duration = Duration::from_millis(250);
-/// The codes of errors that pass once Redis is back, or another server is the master.
-const PASSING: [&str; 8] =
-    ["READONLY", "LOADING", "MASTERDOWN", "NOREPLICAS", "UNBLOCKED", "CLUSTERDOWN", "TRYAGAIN", UNANSWERED];
 /// A table with fewer columns, or a terminal of this width, has room for whole keys.
 const MANY_COLUMNS: usize = 8;
 const WIDE: usize = 140;
@@ -122,8 +119,9 @@ impl Session {
                 Ok(redis) => break redis,
                 Err(e) if passes(&e) && began.elapsed() < patience => tokio::time::sleep(PAUSE).await,
                 Err(e) => {
-                    let remedy = "is it running, and is REDIS_URL right?";
-                    complain(format_args!("cannot reach Redis at {}: {e}; {remedy}", settings.redis));
+                    // That of a server that is not Redis names another remedy.
+                    let remedy = if is_of_stranger(&e) { "" } else { "; is it running, and is REDIS_URL right?" };
+                    complain(format_args!("cannot reach Redis at {}: {e}{remedy}", settings.redis));
                     return Err(Failed(exit::UNAVAILABLE));
                 }
             }
@@ -192,11 +190,6 @@ impl Session {
     pub(super) async fn living(&self) -> redis::RedisResult<Vec<String>> {
         Queue::new(self.redis.clone(), &self.keys, "").living(dead_after(self.claim)).await
     }
-}
-
-/// Returns `true` if an error passes once Redis is back, or another server is the master.
-pub(super) fn passes(error: &redis::RedisError) -> bool {
-    error.is_io_error() || error.code().is_some_and(|code| PASSING.contains(&code))
 }
 
 /// Prints the kind of Redis and its masters; if Sentinels name the master, how many of them answer.

@@ -108,6 +108,10 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
         Progress::Hindered(key, reason) => {
             bar.suspend(|| eprintln!("{} is not fetched yet: {}", escaped(key.as_str()), escaped(reason)));
         }
+        Progress::Unanswered(why) => {
+            let within = duration::text(args.timeout);
+            bar.suspend(|| complain(format_args!("Redis: {why}; the wait goes on until it answers, {within} at most")));
+        }
     };
     let done = ops.wait(job, keys, Trigger::Manual, asked, args.timeout, progress).await?;
     bar.finish_and_clear();

@@ -3,6 +3,7 @@
 pub mod duration;
 #[cfg(feature = "worker")]
 pub mod escape;
+mod excerpt;
 #[cfg(feature = "worker")]
 mod fingerprint;
 #[cfg(feature = "worker")]
@@ -19,6 +20,7 @@ mod validators;
 #[cfg(feature = "worker")]
 mod version;
 
+pub use excerpt::excerpt;
 #[cfg(feature = "worker")]
 pub use fingerprint::{compact, hash};
 #[cfg(feature = "worker")]

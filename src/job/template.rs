@@ -21,6 +21,8 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 use url_path::{UrlPath, path};
 
+use crate::entry::excerpt;
+
 /// The most instructions of a rendering; a loop over 100,000 items fits.
 const FUEL: u64 = 2_000_000;
 /// The longest text that a rendering may produce, in bytes.
@@ -29,6 +31,8 @@ const MAX_OUTPUT: usize = 8 << 20;
 const MAX_PLAIN: usize = 1 << 16;
 /// The deepest nesting of a JSON document.
 const MAX_DEPTH: usize = 100;
+/// The longest piece of a template in an error, in characters.
+const EXCERPT: usize = 80;
 
 const TEXT: &str = "text";
 const URL: &str = "url";
@@ -458,7 +462,7 @@ fn unknown<T>(result: &Result<T, minijinja::Error>, kind: ErrorKind) -> bool {
 
 /// Returns the error as a sentence, with the piece of the template that causes it.
 fn explain(error: &minijinja::Error, source: Option<&str>) -> String {
-    let piece = error.range().and_then(|at| whole_path(source?, at)).map(|piece| shorten(piece.trim()));
+    let piece = error.range().and_then(|at| whole_path(source?, at)).map(|piece| excerpt(piece.trim(), EXCERPT));
     match (error.kind(), piece) {
         (ErrorKind::OutOfFuel, _) => "the template takes too many steps; loop over fewer items".to_owned(),
         (ErrorKind::WriteFailure, _) => format!("the text would be longer than {MAX_OUTPUT} bytes"),
@@ -488,13 +492,6 @@ fn whole_path(source: &str, at: Range<usize>) -> Option<&str> {
         .rfind(|c: char| !(c.is_ascii_alphanumeric() || "_.[]'\"".contains(c)))
         .map_or(0, |found| found + before.get(found..).and_then(|rest| rest.chars().next()).map_or(1, char::len_utf8));
     source.get(start..at.end)
-}
-
-fn shorten(text: &str) -> String {
-    match text.char_indices().nth(80) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
 }
 
 /// A buffer of at most [`MAX_OUTPUT`] bytes; a longer write fails.

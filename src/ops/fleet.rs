@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Ops;
 use crate::entry::duration::millis;
+use crate::entry::excerpt;
 use crate::redis::{RedisTime, WrongType, is_of_keys, wrong_types};
 
 /// The time for which a refusal is kept if its worker does not tell it again.
@@ -100,7 +101,7 @@ impl Ops {
         if place == Place::Foreign {
             return Ok(false);
         }
-        let reason = refused.reason.chars().take(REASON).collect();
+        let reason = excerpt(&refused.reason, REASON);
         let text =
             serde_json::to_string(&RefusedReload { reason, ..refused.clone() }).map_err(std::io::Error::other)?;
         let mut tell = redis::cmd("SET");

@@ -7,7 +7,7 @@ use redis::RedisResult;
 use serde::Serialize;
 
 use super::{Entry, MissingInput, Ops, PAGE};
-use crate::entry::{EntryKey, JobName, KeySet, Outcome, duration};
+use crate::entry::{EntryKey, JobName, KeySet, Outcome, duration, excerpt};
 use crate::job::KnownJob;
 use crate::popularity::{Popularity, feed};
 use crate::store::other_type_reason;
@@ -174,5 +174,5 @@ fn why_absent(job: &KnownJob, entry: &Entry) -> String {
     } else {
         told(&format!("not due, and its job has no schedule: `samovar warm '{}'` fetches it", entry.key))
     };
-    text.chars().take(LONGEST).collect()
+    excerpt(&text, LONGEST)
 }

@@ -1,6 +1,8 @@
 //! Warming entries now, and waiting for the result.
 
 use std::collections::HashSet;
+use std::io;
+use std::ops::AddAssign;
 use std::time::{Duration, Instant};
 
 use redis::RedisResult;
@@ -14,7 +16,8 @@ use crate::entry::Trigger;
 use crate::entry::duration;
 use crate::entry::{EntryKey, JobName, KeySet, LastOutcome};
 use crate::job::{KnownJob, Params};
-use crate::redis::RedisTime;
+use crate::redis::requirements::explain;
+use crate::redis::{RedisTime, passes};
 use crate::store::Expiry;
 
 /// The most entries whose inputs are read after a wait that was too short.
@@ -39,6 +42,17 @@ pub struct Done {
     pub seconds: f32,
 }
 
+impl AddAssign for Done {
+    fn add_assign(&mut self, other: Self) {
+        let Self { warmed, unchanged, gone, failed, seconds } = other;
+        self.warmed += warmed;
+        self.unchanged += unchanged;
+        self.gone += gone;
+        self.failed.extend(failed);
+        self.seconds = self.seconds.max(seconds);
+    }
+}
+
 /// The progress of a wait.
 #[derive(Clone, Copy, Debug)]
 pub enum Progress<'a> {
@@ -46,6 +60,8 @@ pub enum Progress<'a> {
     Left(usize),
     /// The reason why one of them is not fetched yet; each reason is told once.
     Hindered(&'a EntryKey, &'a str),
+    /// The reason why Redis does not answer now; it is told once each time.
+    Unanswered(&'a str),
 }
 
 /// An entry that was not fetched.
@@ -70,10 +86,10 @@ impl Ops {
 
     /// Waits until each of these entries, put on the agenda for `trigger` at `asked`, was attempted.
     /// Entries that were not attempted within `timeout` count as failed. So do those that are not in flight when the
-    /// job is paused, and those that have no value afterwards.
+    /// job is paused, and those that have no value afterwards. While Redis does not answer, the wait goes on.
     ///
     /// # Errors
-    /// Fails if Redis returns an error.
+    /// Fails if Redis returns an error that does not pass by itself.
     pub async fn wait(
         &self,
         job: &KnownJob,
@@ -85,67 +101,54 @@ impl Ops {
     ) -> RedisResult<Done> {
         let begun = Instant::now();
         let (mut explained, mut told) = (begun, HashSet::new());
-        let mut done = Done::default();
-        let mut waiting = keys;
+        let (mut done, mut waiting) = (Done::default(), keys);
+        // Why Redis does not answer, while it does not.
+        let mut silent: Option<String> = None;
         while !waiting.is_empty() {
-            let mut still = Vec::with_capacity(waiting.len());
-            let is_paused = self.paused(&job.name).await?.is_some();
-            for page in waiting.chunks(PAGE) {
-                // In this order: a value, or a dead letter, is there before its entry's attempt ends on the agenda.
-                let dues = self.agenda.dues(&job.name, page).await?;
-                let snapshots = self.store.snapshots(page).await?;
-                let letters = self.died_since(&job.name, page, asked).await?;
-                for (((key, snapshot), due), letter) in page.iter().zip(snapshots).zip(dues).zip(letters) {
-                    let is_absent = snapshot.expiry == Expiry::Absent;
-                    let refusal = snapshot.refusal().map(str::to_owned);
-                    let last_attempt = snapshot.meta.map(|meta| meta.last_attempt).unwrap_or_default();
-                    let attempted = last_attempt.attempted >= asked;
-                    let is_in_flight = due.is_some_and(|due| matches!(due.state, State::Claimed | State::Running));
-                    let mut fail = |reason| done.failed.push(Failure { key: key.to_string(), reason });
-                    let pending = due.is_some_and(|due| is_pending(due, asked, is_absent));
-                    match last_attempt.outcome {
-                        Some(Outcome::Failed) if attempted => fail(last_attempt.reason.unwrap_or_default()),
-                        Some(Outcome::Warmed) if attempted && !pending => done.warmed += 1,
-                        // The upstream has it, and answered with what is older than the invalidation.
-                        Some(Outcome::Gone) if attempted && !pending && refusal.is_some() => {
-                            fail(refusal.unwrap_or_default());
+            let may_explain = silent.is_none() && explained.elapsed() >= EXPLAINED && begun.elapsed() < timeout;
+            let looking = async {
+                let (ended, still) = self.look(job, &waiting, trigger, asked).await?;
+                let hindrances = if may_explain { self.hindrances(job, &still, asked).await? } else { Vec::new() };
+                Ok((ended, still, hindrances))
+            };
+            let looked = match &silent {
+                None => looking.await,
+                // It may take longer than is left until a command fails.
+                Some(_) => {
+                    let left = timeout.saturating_sub(begun.elapsed());
+                    let late = |_| Err(io::Error::from(io::ErrorKind::TimedOut).into());
+                    tokio::time::timeout(left, looking).await.unwrap_or_else(late)
+                }
+            };
+            match looked {
+                Ok((ended, still, hindrances)) => {
+                    done += ended;
+                    (waiting, silent) = (still, None);
+                    progress(Progress::Left(waiting.len()));
+                    for (key, reason) in hindrances {
+                        // A remaining time or another key of the same kind makes no other reason.
+                        let is_new =
+                            told.len() < EXAMINED && told.insert(reason.replace(|c: char| c.is_ascii_digit(), ""));
+                        if is_new {
+                            progress(Progress::Hindered(&key, &reason));
                         }
-                        Some(Outcome::Gone) if attempted && !pending => done.gone += 1,
-                        _ if pending || due.is_some_and(|due| due.trigger == trigger) => match is_paused {
-                            true if !is_in_flight => fail(paused_reason(job)),
-                            _ => still.push(key.clone()),
-                        },
-                        // Its attempt noted no failure in the metadata, as for a key of another type.
-                        _ if letter.is_some() => fail(letter.unwrap_or_default()),
-                        // The upstream was not asked again: see `absent_for`.
-                        Some(Outcome::Gone) if is_absent => match refusal {
-                            Some(refusal) => fail(refusal),
-                            None => done.gone += 1,
-                        },
-                        _ if is_absent => fail("it has no value: it was removed meanwhile".to_owned()),
-                        _ => done.unchanged += 1,
+                    }
+                    if may_explain {
+                        explained = Instant::now();
                     }
                 }
-            }
-            progress(Progress::Left(still.len()));
-            waiting = still;
-            if explained.elapsed() >= EXPLAINED && begun.elapsed() < timeout {
-                for (key, reason) in self.hindrances(job, &waiting, asked).await? {
-                    // A remaining time or another key of the same kind makes no other reason.
-                    let is_new = told.len() < EXAMINED && told.insert(reason.replace(|c: char| c.is_ascii_digit(), ""));
-                    if is_new {
-                        progress(Progress::Hindered(&key, &reason));
+                Err(e) if passes(&e) => {
+                    if silent.is_none() {
+                        let why = explain(&e);
+                        progress(Progress::Unanswered(&why));
+                        silent = Some(why);
                     }
                 }
-                explained = Instant::now();
+                Err(e) => return Err(e),
             }
             if begun.elapsed() >= timeout {
-                let within = duration::text(timeout);
-                let reasons = self.waits_for(job, &waiting, None).await?;
-                done.failed.extend(waiting.drain(..).zip(reasons).map(|(key, reason)| {
-                    let reason = reason.unwrap_or_else(|| "`samovar get KEY` shows its state".to_owned());
-                    Failure { key: key.to_string(), reason: format!("not fetched within {within}: {reason}") }
-                }));
+                done.failed
+                    .extend(self.not_fetched(job, std::mem::take(&mut waiting), silent.as_deref(), timeout).await?);
             }
             if !waiting.is_empty() {
                 tokio::time::sleep(POLL).await;
@@ -153,6 +156,79 @@ impl Ops {
         }
         done.seconds = begun.elapsed().as_secs_f32();
         Ok(done)
+    }
+
+    /// Returns what became of those of these entries that were attempted or cannot be, and the others.
+    async fn look(
+        &self,
+        job: &KnownJob,
+        waiting: &[EntryKey],
+        trigger: Trigger,
+        asked: RedisTime,
+    ) -> RedisResult<(Done, Vec<EntryKey>)> {
+        let (mut done, mut still) = (Done::default(), Vec::with_capacity(waiting.len()));
+        let is_paused = self.paused(&job.name).await?.is_some();
+        for page in waiting.chunks(PAGE) {
+            // In this order: a value, or a dead letter, is there before its entry's attempt ends on the agenda.
+            let dues = self.agenda.dues(&job.name, page).await?;
+            let snapshots = self.store.snapshots(page).await?;
+            let letters = self.died_since(&job.name, page, asked).await?;
+            for (((key, snapshot), due), letter) in page.iter().zip(snapshots).zip(dues).zip(letters) {
+                let is_absent = snapshot.expiry == Expiry::Absent;
+                let refusal = snapshot.refusal().map(str::to_owned);
+                let last_attempt = snapshot.meta.map(|meta| meta.last_attempt).unwrap_or_default();
+                let attempted = last_attempt.attempted >= asked;
+                let is_in_flight = due.is_some_and(|due| matches!(due.state, State::Claimed | State::Running));
+                let mut fail = |reason| done.failed.push(Failure { key: key.to_string(), reason });
+                let pending = due.is_some_and(|due| is_pending(due, asked, is_absent));
+                match last_attempt.outcome {
+                    Some(Outcome::Failed) if attempted => fail(last_attempt.reason.unwrap_or_default()),
+                    Some(Outcome::Warmed) if attempted && !pending => done.warmed += 1,
+                    // The upstream has it, and answered with what is older than the invalidation.
+                    Some(Outcome::Gone) if attempted && !pending && refusal.is_some() => {
+                        fail(refusal.unwrap_or_default());
+                    }
+                    Some(Outcome::Gone) if attempted && !pending => done.gone += 1,
+                    _ if pending || due.is_some_and(|due| due.trigger == trigger) => match is_paused {
+                        true if !is_in_flight => fail(paused_reason(job)),
+                        _ => still.push(key.clone()),
+                    },
+                    // Its attempt noted no failure in the metadata, as for a key of another type.
+                    _ if letter.is_some() => fail(letter.unwrap_or_default()),
+                    // The upstream was not asked again: see `absent_for`.
+                    Some(Outcome::Gone) if is_absent => match refusal {
+                        Some(refusal) => fail(refusal),
+                        None => done.gone += 1,
+                    },
+                    _ if is_absent => fail("it has no value: it was removed meanwhile".to_owned()),
+                    _ => done.unchanged += 1,
+                }
+            }
+        }
+        Ok((done, still))
+    }
+
+    /// Returns these entries as failures: they were not fetched in time. `silent` is why Redis does not answer.
+    async fn not_fetched(
+        &self,
+        job: &KnownJob,
+        keys: Vec<EntryKey>,
+        silent: Option<&str>,
+        timeout: Duration,
+    ) -> RedisResult<Vec<Failure>> {
+        let reasons = match silent {
+            Some(why) => vec![Some(format!("Redis: {why}")); keys.len()],
+            None => match self.waits_for(job, &keys, None).await {
+                Err(e) if passes(&e) => vec![Some(format!("Redis: {}", explain(&e))); keys.len()],
+                reasons => reasons?,
+            },
+        };
+        let within = duration::text(timeout);
+        let failure = |(key, reason): (EntryKey, Option<String>)| {
+            let reason = reason.unwrap_or_else(|| "`samovar get KEY` shows its state".to_owned());
+            Failure { key: key.to_string(), reason: format!("not fetched within {within}: {reason}") }
+        };
+        Ok(keys.into_iter().zip(reasons).map(failure).collect())
     }
 
     /// Returns what hinders some of these due entries of a job, as far as it is known. Of entries that were not

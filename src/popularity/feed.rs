@@ -7,7 +7,7 @@ use redis::RedisResult;
 use serde::{Deserialize, Serialize};
 
 use super::buckets;
-use crate::entry::{JobName, KeySet};
+use crate::entry::{JobName, KeySet, excerpt};
 use crate::job::{Job, KeyPattern};
 use crate::protocol::Keys;
 use crate::redis::{Connection, RedisTime};
@@ -83,7 +83,7 @@ impl FeedState {
     pub(crate) fn fail(&mut self, now: RedisTime, reason: &str) {
         self.failures = self.failures.saturating_add(1);
         self.failed_ms = Some(now);
-        self.reason = Some(reason.chars().take(LONGEST_REASON).collect());
+        self.reason = Some(excerpt(reason, LONGEST_REASON));
     }
 }
 

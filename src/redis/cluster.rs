@@ -27,6 +27,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::endpoint::{Address, Endpoint, Login, Tls};
+use super::stranger;
 use clocks::{Clocks, Measured, REFERENCE};
 use scripts::Scripts;
 use topology::Topology;
@@ -413,7 +414,7 @@ async fn ask(
         Some(connection) => connection,
         None => {
             let config = AsyncConnectionConfig::new().set_connection_timeout(Some(PATIENCE)).set_response_timeout(None);
-            cluster.client(address)?.get_multiplexed_async_connection_with_config(&config).await?
+            stranger::connect(&cluster.client(address)?, &config, "it").await?
         }
     };
     let mut ask = redis::pipe();

@@ -35,6 +35,7 @@ use super::refused::is_refusal;
 use super::sentinels::SentinelStatus;
 #[cfg(feature = "simulation")]
 use super::simulated::{self, Manager};
+use super::stranger;
 use super::target::{Moved, Target};
 #[cfg(feature = "worker")]
 use super::{RedisTime, Servers};
@@ -410,7 +411,9 @@ async fn probe(client: &Client, timeout: Duration) -> RedisResult<()> {
     }
     let first_try =
         AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(Some(timeout));
-    ping(&mut client.get_multiplexed_async_connection_with_config(&first_try).await?).await
+    let address = address_of(client);
+    let answered = ping(&mut stranger::connect(client, &first_try, &address).await?).await;
+    answered.map_err(|error| stranger::explained(error, client.get_connection_info().addr(), &address))
 }
 
 fn manager(client: &Client, attempts: usize) -> RedisResult<Manager> {

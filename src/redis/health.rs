@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use redis::RedisResult;
 use tracing::{info, warn};
 
-use crate::entry::duration;
+use crate::entry::{duration, excerpt};
 use crate::redis::wrong_types::{WRONG_TYPE, is_wrong_type};
 use crate::redis::{WrongTypes, is_of_keys};
 
@@ -96,7 +96,7 @@ impl Troubles {
     pub fn ill(&self, subject: &str, cause: impl fmt::Display) -> Duration {
         let cause: String = match cause.to_string() {
             text if is_wrong_type(&text) => WRONG_TYPE.to_owned(),
-            text => text.chars().take(CAUSE).collect(),
+            text => excerpt(&text, CAUSE),
         };
         let mut all = self.all();
         let now = Instant::now();

@@ -12,6 +12,8 @@ mod info;
 #[cfg(feature = "worker")]
 mod leader;
 mod named;
+#[cfg(feature = "worker")]
+mod passing;
 mod refused;
 pub mod requirements;
 mod scan;
@@ -23,6 +25,7 @@ pub mod simulated;
 pub(crate) mod server;
 #[cfg(feature = "worker")]
 mod servers;
+mod stranger;
 mod target;
 #[cfg(feature = "worker")]
 mod time;
@@ -39,12 +42,16 @@ pub use info::ServerInfo;
 #[cfg(feature = "worker")]
 pub(crate) use leader::lead;
 #[cfg(feature = "worker")]
+pub(crate) use passing::passes;
+#[cfg(feature = "worker")]
 pub(crate) use refused::is_refusal;
 pub(crate) use scan::Scan;
 pub(crate) use script::with_preludes;
 pub use sentinels::SentinelStatus;
 #[cfg(feature = "worker")]
 pub use servers::Servers;
+#[cfg(feature = "worker")]
+pub(crate) use stranger::is_of_stranger;
 #[cfg(feature = "worker")]
 pub use time::RedisTime;
 pub use url::{RedisUrl, UrlError};

@@ -34,13 +34,18 @@ pub(super) fn named(error: RedisError, server: &str) -> RedisError {
             false => error,
         };
     }
-    let cause = error.source().and_then(|cause| cause.downcast_ref::<Arc<dyn Error + Send + Sync>>());
-    match cause.and_then(|cause| cause.downcast_ref::<io::Error>()) {
+    match io_cause(&error) {
         // The address is by now that of the server which took its place.
         Some(cause) if cause.get_ref().is_some_and(|cause| cause.is::<Replaced>()) => error,
         Some(cause) => io::Error::new(cause.kind(), format!("{server}: {cause}")).into(),
         None => error,
     }
+}
+
+/// Returns the I/O error that is the cause of an error.
+pub(super) fn io_cause(error: &RedisError) -> Option<&io::Error> {
+    let cause = error.source()?.downcast_ref::<Arc<dyn Error + Send + Sync>>()?;
+    cause.downcast_ref::<io::Error>()
 }
 
 /// Returns an answer; if it is an error, as [`named`] does.

@@ -21,6 +21,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::endpoint::{Address, Endpoint, Login, Tls};
+use super::stranger;
 
 /// The interval between two questions to a Sentinel.
 const ASK: Duration = Duration::from_secs(1);
@@ -432,7 +433,7 @@ async fn ask(
             let bounds = AsyncConnectionConfig::new()
                 .set_connection_timeout(Some(PATIENCE))
                 .set_response_timeout(Some(PATIENCE));
-            connection.insert(client.get_multiplexed_async_connection_with_config(&bounds).await?)
+            connection.insert(stranger::connect(&client, &bounds, "it").await?)
         }
     };
     let mut question = redis::pipe();

@@ -7,7 +7,7 @@
 use super::client::{Body, Client, Received, Request, answer_error};
 use super::http::{kind, select_text};
 use super::{FetchError, context};
-use crate::entry::{KeySet, duration};
+use crate::entry::{KeySet, duration, excerpt};
 use crate::job::{Feed, Job, Params};
 use reqwest::Url;
 use serde::Deserializer;
@@ -179,7 +179,7 @@ impl<'a> FeedReading<'a> {
         if combinations == 0 {
             return Ok(());
         }
-        let beginning: String = item.chars().take(EXCERPT).collect();
+        let beginning = excerpt(&item, EXCERPT);
         let reason = format!("makes no key of `{}`; it begins: {beginning}", self.job.key);
         Err(Skipped { combinations, is_useless: combinations == self.feed.with.len(), reason })
     }

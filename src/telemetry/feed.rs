@@ -16,6 +16,7 @@ use tracing::debug;
 use crate::entry::Outcome;
 use crate::entry::Trigger;
 use crate::entry::duration::millis;
+use crate::entry::excerpt;
 use crate::protocol::{Action, Handled, Message};
 use crate::redis::{Connection, RedisTime};
 
@@ -279,10 +280,7 @@ async fn clock_if_watched(redis: &mut Connection, channel: &str) -> RedisResult<
 }
 
 fn short(text: &str) -> String {
-    match text.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
+    excerpt(text, LONGEST)
 }
 
 #[cfg(test)]

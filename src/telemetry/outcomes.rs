@@ -12,7 +12,7 @@ use super::feed::{Event, Feed};
 use super::metrics;
 use crate::entry::Trigger;
 use crate::entry::duration::millis;
-use crate::entry::{EntryKey, JobName};
+use crate::entry::{EntryKey, JobName, excerpt};
 use crate::entry::{Outcome, Recheck};
 use crate::job::Job;
 use crate::protocol::Keys;
@@ -123,7 +123,7 @@ impl Telemetry {
         if let Some(first) = &handled.first_foreign {
             let mut told = self.0.foreign.lock().unwrap_or_else(PoisonError::into_inner);
             if told.0 == 0 {
-                told.1 = first.chars().take(EXCERPT).collect();
+                told.1 = excerpt(first, EXCERPT);
             }
             told.0 += foreign;
         }

@@ -13,7 +13,7 @@ use super::round::Round;
 use super::{RESEND_WAIT, SHORT_WAIT, Warmer, tags};
 use crate::agenda::{Next, keep};
 use crate::entry::Validators;
-use crate::entry::{EntryKey, Outcome, Recheck, Trigger, hash};
+use crate::entry::{EntryKey, Outcome, Recheck, Trigger, excerpt, hash};
 use crate::job::Job;
 use crate::redis::RedisTime;
 use crate::source::Answer;
@@ -162,7 +162,7 @@ impl Attempt<'_> {
                 let gone = LastAttempt { validators, outcome: Some(Outcome::Gone), ..last_attempt };
                 match &self.gone_input {
                     Some(input) => LastAttempt {
-                        reason: Some(format!("its input {input} is gone").chars().take(LONGEST_REASON).collect()),
+                        reason: Some(excerpt(&format!("its input {input} is gone"), LONGEST_REASON)),
                         gone_with: Some(input.as_str().to_owned()),
                         had_value: lease.before.has_value() || before.is_some_and(|before| before.had_value),
                         ..gone

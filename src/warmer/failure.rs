@@ -10,7 +10,7 @@ use super::freshness::{RETRY_PLAUSIBLE, longest_retry, retry_after};
 use super::inputs::{Lack, Missing, input_named_in, missing};
 use crate::agenda::{Next, keep};
 use crate::entry::EntryKey;
-use crate::entry::{Outcome, Recheck, Trigger};
+use crate::entry::{Outcome, Recheck, Trigger, excerpt};
 use crate::redis::RedisTime;
 use crate::store::{Fresh, LastAttempt, Lease, Leased, META_OUTLIVES, Rechecks, Removal};
 
@@ -44,6 +44,7 @@ impl Attempt<'_> {
     pub(super) async fn note_failure(&mut self, lease: &Lease, failure: Ending) -> RedisResult<Ending> {
         let (job, entry, outcome) = (self.job, self.entry, failure.outcome);
         let mut last_attempt = self.without_value(lease, &failure);
+        let reason = failure.reason;
         if entry.trigger == Trigger::Manual && outcome == Outcome::Failed && last_attempt.failures >= job.warm.attempts
         {
             last_attempt.failures = 0;
@@ -81,14 +82,14 @@ impl Attempt<'_> {
             // The value has expired, and nobody may ever fetch it again.
             self.note_recovery(lease).await?;
         }
-        let reason = last_attempt.reason;
         let next = match (mark, outcome) {
             (Some(Removal::Evict), _) => self.warmer.next_after_foreign(job, &entry.key, lease.fetched_at).await?,
             _ if goes_on => keep(job, &entry.key, lease.before.expiry),
             _ if is_given_up && is_futile => failure.next,
-            _ if is_given_up => {
-                Next::Dead(format!("{USED_UP}{failures} times, last: {}", reason.as_deref().unwrap_or("?")))
-            }
+            _ if is_given_up => Next::Dead(format!(
+                "{USED_UP}{failures} times, last: {}",
+                last_attempt.reason.as_deref().unwrap_or("?")
+            )),
             (_, Outcome::Failed) => Next::In(wait),
             _ => failure.next,
         };
@@ -165,7 +166,7 @@ fn is_of_input(reason: Option<&String>) -> bool {
 /// found by it.
 fn bounded(reason: &str) -> String {
     let (input, why) = reason.split_at(input_named_in(reason));
-    input.chars().chain(why.chars().take(LONGEST_REASON)).collect()
+    format!("{input}{}", excerpt(why, LONGEST_REASON))
 }
 
 /// Counts a failure of a fetch that began at `start`; returns the wait before the retry.
@@ -191,8 +192,8 @@ mod tests {
     fn a_bounded_reason_names_its_input_in_full() {
         let input = missing(&EntryKey::new(format!("art:{}", "ı".repeat(900))));
         let why = "ü".repeat(2 * LONGEST_REASON);
-        assert_eq!(bounded(&format!("{input}{why}")), format!("{input}{}", "ü".repeat(LONGEST_REASON)));
-        assert_eq!(bounded(&why), "ü".repeat(LONGEST_REASON));
+        assert_eq!(bounded(&format!("{input}{why}")), format!("{input}{}…", "ü".repeat(LONGEST_REASON)));
+        assert_eq!(bounded(&why), format!("{}…", "ü".repeat(LONGEST_REASON)));
         assert!(is_of_input(Some(&bounded(&format!("{input}{why}")))));
         assert!(!is_of_input(Some(&"its input art:a is gone".to_owned())));
     }

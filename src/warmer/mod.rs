@@ -46,7 +46,7 @@ use usage_buffer::UsageBuffer;
 
 use crate::agenda::{Agenda, Claimed, Due, Finished, Next};
 use crate::entry::LastOutcome;
-use crate::entry::{EntryKey, JobName, UpstreamName};
+use crate::entry::{EntryKey, JobName, UpstreamName, excerpt};
 use crate::entry::{Priority, Trigger, Version};
 use crate::job::{Job, Jobs, Params};
 use crate::popularity::Popularity;
@@ -60,6 +60,8 @@ use crate::telemetry::Telemetry;
 const SHORT_WAIT: Duration = Duration::from_secs(1);
 /// The wait of an entry for one of its inputs; the input's commit makes it due sooner.
 pub const INPUT_WAIT: Duration = Duration::from_secs(15);
+/// The longest reason of a job's last outcome, in characters. The metadata of an entry note less of it.
+const LONGEST_REASON: usize = 2_000;
 /// The wait before a command is sent again that Redis did not answer.
 const RESEND_WAIT: Duration = Duration::from_millis(100);
 
@@ -263,6 +265,7 @@ impl Warmer {
         let begun = Instant::now();
         let ending = self.attempt(job, &entry).await;
         let Ending { outcome, next, reason, .. } = self.leave_to_newer_file(job, &entry, ending).await;
+        let reason = reason.map(|reason| excerpt(&reason, LONGEST_REASON));
         self.telemetry.record(job, &entry.key, entry.trigger, outcome, reason.as_deref(), entry.late, begun.elapsed());
         if let Next::Dead(_) = next {
             self.telemetry.dead_letter(job);

@@ -12,7 +12,7 @@ use tracing::{debug, info};
 use super::breaker::{FAILURES, Verdict};
 use super::gate::Gate;
 use super::millis;
-use crate::entry::JobName;
+use crate::entry::{JobName, excerpt};
 use crate::source::{Cost, FetchError, Spent};
 use crate::telemetry::metrics;
 
@@ -141,7 +141,7 @@ impl Permit {
     /// Gives the permit back with the result of its request.
     pub async fn end<T>(mut self, result: &Result<T, FetchError>) {
         if let Err(FetchError::Busy(_, said) | FetchError::Refused(_, said)) = result {
-            self.said = said.chars().take(SAID).collect();
+            self.said = excerpt(said, SAID);
         }
         self.done(Ended::from(result)).await;
     }
