@@ -212,3 +212,40 @@ async fn watching_goes_on_when_redis_is_back() {
     eventually("it is subscribed again", async || watchers(&redis).await == 1).await;
     noticed(&redis, &watch, "art:a").await;
 }
+
+#[tokio::test]
+async fn figures_of_a_frozen_redis_are_marked() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let jobs = Art::of(&upstream).list(["a"]).folder();
+    let _worker = worker(&redis, &jobs);
+    eventually("it is warm", async || redis.get("art:a").await).await;
+    let watch = watch(&redis, &jobs, &["--json"]).await;
+    let lines = samovar(["watch"]).redis(&redis).jobs(&jobs).spawn();
+    let says = async |words: &str| {
+        let what = format!("a line begins with {words}");
+        eventually(&what, async || {
+            let printed = lines.printed();
+            let found = printed.iter().rev().find(|line| line.starts_with(words)).cloned();
+            found.ok_or(printed)
+        })
+        .await
+    };
+    says("-- 1 worker").await;
+    assert_eq!(event(&watch, json!({"event": "summary"})).await["unanswered_since_ms"], Value::Null);
+    redis.freeze();
+    let marked = says("-- Redis has not answered since ").await;
+    assert!(marked.contains(", as of then: 1 worker; 0 due"), "{marked}");
+    let marked = eventually("a summary is marked", async || {
+        let all = events(&watch);
+        all.iter().find(|event| event["unanswered_since_ms"].is_i64()).cloned().ok_or(all)
+    })
+    .await;
+    assert!(marked["event"] == "summary" && marked["unanswered_since_ms"] == marked["at_ms"], "{marked}");
+    let before = lines.printed().len();
+    redis.thaw();
+    eventually("it answers again", async || {
+        lines.printed()[before..].iter().any(|line| line.starts_with("-- 1 worker"))
+    })
+    .await;
+}

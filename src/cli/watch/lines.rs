@@ -1,12 +1,11 @@
 //! Line output: one line for each event, as text or JSON.
 
-use chrono::{DateTime, Local};
 use serde::Serialize;
 use serde_json::json;
 
 use super::super::session::complain;
 use super::news::News;
-use super::view::{View, ms};
+use super::view::{View, ms, time_of_day};
 use crate::entry::escape::{escaped, json_line};
 use crate::protocol::Action;
 use crate::telemetry::{Ended, Event, Invalidation};
@@ -61,8 +60,11 @@ impl Lines {
         complain(format_args!("{what}: {why}"));
     }
 
-    /// Prints a summary.
+    /// Prints a summary. Before the first answer of Redis there is nothing to sum up.
     pub(super) fn sum_up(self, view: &mut View) {
+        if view.poll.is_none() {
+            return;
+        }
         let summary = view.sum_up();
         if self.json {
             println!("{}", json_line(&summary));
@@ -88,8 +90,7 @@ pub(super) fn clock(event: &Event) -> String {
         Event::Ended(ended) => ended.at_ms,
         Event::Invalidation(invalidation) => invalidation.at_ms,
     };
-    let time = DateTime::from_timestamp_millis(at.as_millis()).unwrap_or_default();
-    time.with_timezone(&Local).format("%H:%M:%S%.3f").to_string()
+    time_of_day(at, "%H:%M:%S%.3f")
 }
 
 /// Returns the outcome or the kind of an event.

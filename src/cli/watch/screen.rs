@@ -11,7 +11,7 @@ use ratatui::widgets::{Paragraph, Row, Table};
 use ratatui::{DefaultTerminal, Frame};
 
 use super::lines::{clock, subject, what, why};
-use super::view::{Tally, View, hit_rate, ms};
+use super::view::{Tally, View, hit_rate, ms, unanswered};
 use crate::entry::Outcome;
 use crate::entry::escape::escaped;
 use crate::ops::status::JobStatus;
@@ -64,7 +64,11 @@ fn header(view: &View) -> Vec<Line<'_>> {
         Span::from("  q ends").dim(),
     ]);
     let stands = match (&view.unreachable, &view.disconnected, &view.poll) {
-        (Some(why), _, _) => Line::from(format!("Redis does not answer: {}", escaped(why))).red(),
+        (Some(why), _, _) => Line::from(match view.unanswered_since() {
+            Some(since) => format!("{}, and the figures are of then: {}", unanswered(since), escaped(why)),
+            None => format!("Redis does not answer: {}", escaped(why)),
+        })
+        .red(),
         (None, Some(why), _) => Line::from(format!("no events are received: {}", escaped(why))).red(),
         (None, None, None) => Line::from("…"),
         (None, None, Some(poll)) => {
@@ -277,6 +281,8 @@ mod tests {
         view.take(News::Disconnected("gone".into()));
         assert!(drawn(&view, 100, 20).contains("no events are received: gone"));
         view.take(News::Unreachable("refused".into()));
+        assert!(drawn(&view, 100, 20).contains(", and the figures are of then: refused"));
+        view.poll = None;
         assert!(drawn(&view, 100, 20).contains("Redis does not answer: refused"));
     }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Local};
 use serde::Serialize;
 
 use super::news::{News, Poll, Reads};
@@ -127,8 +128,11 @@ impl Tally {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Summary {
     event: &'static str,
-    /// Redis's clock.
+    /// Redis's clock at its last answer.
     at_ms: RedisTime,
+    /// The same while Redis does not answer: the figures are of then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unanswered_since_ms: Option<RedisTime>,
     /// The seconds since the last summary, or since the start.
     seconds: f64,
     workers: usize,
@@ -263,6 +267,12 @@ impl View {
         self.poll = Some(poll);
     }
 
+    /// Returns since when Redis has not answered, by its clock: the figures of the last poll are of then. `None` while
+    /// it answers, and before its first answer.
+    pub(super) fn unanswered_since(&self) -> Option<RedisTime> {
+        self.poll.as_ref().filter(|_| self.unreachable.is_some()).map(|poll| poll.now)
+    }
+
     /// Returns the reads of Redis in the last ten seconds, by all clients; `None` before they are known.
     pub(super) fn reads(&self) -> Option<Reads> {
         let add = |sum: Reads, more: Reads| Reads { hits: sum.hits + more.hits, misses: sum.misses + more.misses };
@@ -289,6 +299,7 @@ impl View {
         Summary {
             event: "summary",
             at_ms: poll.map(|poll| poll.now).unwrap_or_default(),
+            unanswered_since_ms: self.unanswered_since(),
             seconds: (seconds * 10.0).round() / 10.0,
             workers: poll.map(|poll| poll.workers).unwrap_or_default(),
             due: sum(|job| job.due),
@@ -334,7 +345,8 @@ impl Summary {
             parts.push(format!("{} events dropped", self.dropped));
         }
         parts.extend(self.upstreams.iter().filter_map(|upstream| Some(about(upstream, self.at_ms)?.1)));
-        format!("-- {}", parts.join("; "))
+        let since = self.unanswered_since_ms.map(|since| format!("{}, as of then: ", unanswered(since)));
+        format!("-- {}{}", since.unwrap_or_default(), parts.join("; "))
     }
 }
 
@@ -374,6 +386,17 @@ fn rate(Reads { hits, misses }: Reads) -> Option<f64> {
     #[expect(clippy::cast_precision_loss, reason = "a rate need not be exact")]
     let rate = (all > 0).then(|| hits as f64 / all as f64);
     rate
+}
+
+/// Returns a time of Redis's clock as a local time of day.
+pub(super) fn time_of_day(at: RedisTime, format: &str) -> String {
+    let time = DateTime::from_timestamp_millis(at.as_millis()).unwrap_or_default();
+    time.with_timezone(&Local).format(format).to_string()
+}
+
+/// Returns as text that Redis does not answer.
+pub(super) fn unanswered(since: RedisTime) -> String {
+    format!("Redis has not answered since {}", time_of_day(since, "%H:%M:%S"))
 }
 
 /// Returns a time in milliseconds as text.
