@@ -203,7 +203,8 @@ async fn values_of_an_earlier_file_that_wait_for_the_budget_are_told() {
     let mut of_an_earlier_file = 0;
     for name in ["a", "b", "c"] {
         let shown = samovar(["get", &format!("story:{name}")]).redis(&redis).jobs(&jobs).run().await.stdout;
-        of_an_earlier_file += usize::from(shown.contains("the value is of an earlier job file"));
+        let said = "is of an earlier job file, and is to be made anew: it waits for the budget of openai: no requests";
+        of_an_earlier_file += usize::from(shown.contains(said));
     }
     assert_eq!(of_an_earlier_file, 2);
     let base = worker.http().await;

@@ -37,5 +37,9 @@ pub(super) async fn entry(fleet: Fleet, Asked(Which { key }): Asked<Which>) -> R
         let detail = format!("the value has {bytes} bytes, and at most {MOST} are shown; read it with `redis-cli GET`");
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
     }
-    Ok(Json(parts.ops.entry(&key).await?))
+    let mut entry = parts.ops.entry(&key).await?;
+    if entry.is_outdated {
+        parts.ops.add_wait(&mut entry, &parts.queue.living(parts.dead_after).await).await?;
+    }
+    Ok(Json(entry))
 }

@@ -11,6 +11,7 @@ use crate::entry::escape::escaped;
 use crate::entry::{Outcome, Priority, Trigger};
 use crate::ops::status::UpstreamStatus;
 use crate::ops::{Entry, HeldInput, MissingInput};
+use crate::redis::RedisTime;
 use crate::store::{Expiry, other_type_reason};
 use crate::warmer::INPUT_WAIT;
 
@@ -27,14 +28,17 @@ pub(super) struct GetArgs {
 }
 
 pub(super) async fn run(args: &GetArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
-    let (_, ops) = fleet(settings, env).await?;
-    let entry = ops.entry(&args.key).await?;
+    let (session, ops) = fleet(settings, env).await?;
+    let mut entry = ops.entry(&args.key).await?;
+    if entry.is_outdated {
+        ops.add_wait(&mut entry, &session.living().await).await?;
+    }
     let owner = entry.job.as_ref().and_then(|name| ops.jobs.jobs.get(name.as_str()));
     let has_inputs = owner.is_some_and(|job| job.inputs);
     if args.json {
         print_json(&entry);
     } else {
-        tell_value(&entry);
+        tell_value(&entry, has_inputs);
         tell_last_attempt(&entry, has_inputs);
         tell_agenda(&entry, has_inputs);
     }
@@ -46,7 +50,7 @@ fn say(what: &str, text: String) {
 }
 
 /// Prints the value, its age and its versions, and what keeps the entry from being fetched.
-fn tell_value(entry: &Entry) {
+fn tell_value(entry: &Entry, has_inputs: bool) {
     let now = entry.now_ms;
     match &entry.value {
         Some(value) => print_json(value),
@@ -62,11 +66,7 @@ fn tell_value(entry: &Entry) {
         say("paused", format!("the job was paused {since}: nothing is fetched until `samovar resume {job}`"));
     }
     if let (Some(until), Some(job)) = (entry.removal_held_until_ms, &entry.job) {
-        let kept = match entry.expiry.at() {
-            Some(ends) if ends < until => "the value is kept until it expires".to_owned(),
-            _ => format!("its removal goes on {}", relative(until, now)),
-        };
-        say("held", format!("it is gone at its upstream, or with an input; {kept}: see `samovar gone {job}`"));
+        say("held", held(entry, job, until, has_inputs));
     }
     if let Some(other) = &entry.other_type {
         say("other type", other_type_reason(&format!("a {other}"), &entry.key));
@@ -75,8 +75,8 @@ fn tell_value(entry: &Entry) {
         Expiry::Absent => {}
         Expiry::Never => say("expires", "never: it has no TTL, so another program wrote it".to_owned()),
         Expiry::At(at) if entry.removal_held_until_ms.is_some_and(|until| until < at) => {
-            let later = "later than its removal goes on, so that the upstream can be asked once more before";
-            say("expires", format!("{}: {later}", relative(at, now)));
+            let later = "later than it is held, so that the upstream can be asked once more before";
+            say("expires", format!("{}, {later}", relative(at, now)));
         }
         Expiry::At(at) if entry.outlives_ms.is_some() && entry.removal_held_until_ms.is_none() => {
             let longer =
@@ -125,6 +125,23 @@ fn tell_value(entry: &Entry) {
     }
 }
 
+/// Returns what is held back of an entry of a job until then, and what a person can do.
+fn held(entry: &Entry, job: &str, until: RedisTime, has_inputs: bool) -> String {
+    let gone = match has_inputs {
+        true => "its upstream answers that it is gone, or an input is gone",
+        false => "its upstream answers that it is gone",
+    };
+    let (until, then) = match entry.expiry.at() {
+        Some(expires) if expires < until => (expires, "when it expires"),
+        _ => (until, "and then removed if it is still gone"),
+    };
+    let (at, left) = (until.utc(), relative(until, entry.now_ms));
+    format!(
+        "{gone}; the value is held, and served until {at} ({left}), {then}. `samovar gone {job} --accept` lets the \
+         removals of {job} through now, `samovar gone {job} --hold` holds them for another hour"
+    )
+}
+
 /// Returns what follows from a key that no job has.
 fn no_job(entry: &Entry) -> String {
     let none = "none: no job's key pattern matches (`samovar jobs` shows them)";
@@ -145,9 +162,8 @@ fn tell_origin(entry: &Entry) {
     } else if entry.expiry != Expiry::Absent {
         say("written by", "another program".to_owned());
     }
-    if let (true, Some(job)) = (entry.is_outdated, &entry.job) {
-        let jobs = format!("`samovar jobs {job}` says what such values wait for");
-        say("file", format!("the value is of an earlier job file, and is to be made anew: {jobs}"));
+    if let Some(waits_for) = &entry.outdated_waits_for {
+        say("file", format!("the value is of an earlier job file, and is to be made anew: it waits for {waits_for}"));
     }
 }
 

@@ -86,6 +86,9 @@ pub struct Entry {
     pub closed_upstreams: Vec<UpstreamStatus>,
     /// `true` if its value is made from an earlier job file, and is to be made anew.
     pub is_outdated: bool,
+    /// What it waits for then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outdated_waits_for: Option<String>,
     /// `true` if no running worker knows its job: nothing of it is fetched.
     pub job_is_left: bool,
     /// Since when its job is paused: nothing of it is fetched.
@@ -208,6 +211,7 @@ impl Ops {
             due_priority: due.map(|due| priority(due.priority)),
             closed_upstreams,
             is_outdated,
+            outdated_waits_for: None,
             job_is_left,
             job_paused_ms,
             removal_held_until_ms,

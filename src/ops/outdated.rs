@@ -1,14 +1,15 @@
 //! Values of earlier job files: how many of a job are still to be made anew, and what they wait for.
 //!
 //! The last count of all entries tells their number, by the file that each value notes. The state of the job tells what
-//! they wait for; if nothing holds the whole job, one of the entries does, as long as it is of an earlier file.
+//! they wait for; if nothing holds the whole job, one of the entries does, as long as it is of an earlier file. Of one
+//! entry the same is told by the same rules.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use redis::RedisResult;
 
-use super::status::{JobStatus, Outdated};
-use super::{Census, Noted, Ops};
+use super::status::{self, JobStatus, Outdated, UpstreamStatus};
+use super::{Census, Entry, Noted, Ops};
 use crate::agenda::{Due, State};
 use crate::entry::{EntryKey, JobName, Trigger, duration};
 use crate::redis::{RedisTime, is_of_keys};
@@ -18,6 +19,19 @@ use crate::store::Snapshot;
 const TURN: &str = "a turn";
 /// The most inputs of an entry that are examined.
 const MOST_INPUTS: usize = 100;
+
+/// What a value waits for, and the reason of the last attempt at one, if it waits for its next one.
+type Wait = (String, Option<String>);
+
+/// The state of a job that may keep all its entries from a request.
+struct OfJob<'a> {
+    job: &'a JobName,
+    is_paused: bool,
+    /// Live workers have the earlier file.
+    is_held_back: bool,
+    /// All its upstreams.
+    upstreams: &'a [UpstreamStatus],
+}
 
 impl Ops {
     /// Adds to each job its values of an earlier file at the last count. Call it when the upstreams are added. `living`
@@ -35,14 +49,7 @@ impl Ops {
         if !statuses.iter().any(|status| of(status).is_some()) {
             return Ok(());
         }
-        let held_back = match living {
-            Ok(living) => self.held_back(living).await,
-            Err(_) => Ok(BTreeMap::new()),
-        };
-        let held_back = match held_back {
-            Err(e) if is_of_keys(&e) => BTreeMap::new(),
-            held_back => held_back?,
-        };
+        let held_back = self.held_back_by(living).await?;
         let noted = match self.noted().await {
             Err(e) if is_of_keys(&e) => BTreeMap::new(),
             noted => noted?,
@@ -51,35 +58,70 @@ impl Ops {
         for status in statuses {
             let Some(counted) = of(status) else { continue };
             let job = JobName::new(status.job.as_str());
-            let of_job = match held_back.contains_key(&job) {
-                true => Some("workers that have the earlier file".to_owned()),
-                false => wait_of_job(status, now),
-            };
-            let (waits_for, reason) = match (of_job, &counted.first_outdated) {
-                (Some(wait), _) => (wait, None),
-                (None, Some(key)) => {
-                    let key = EntryKey::new(key.as_str());
-                    match self.wait_of_entry(&job, &noted, &key, now).await {
-                        Err(e) if is_of_keys(&e) => (TURN.to_owned(), None),
-                        wait => wait?,
-                    }
-                }
-                (None, None) => (TURN.to_owned(), None),
-            };
+            let (is_paused, is_held_back) = (status.paused_ms.is_some(), held_back.contains_key(&job));
+            let of = OfJob { job: &job, is_paused, is_held_back, upstreams: &status.upstreams };
+            let first = counted.first_outdated.as_deref().map(EntryKey::new);
+            let (waits_for, reason) = self.wait_of(&of, &noted, first.as_ref(), now).await?;
             status.outdated = Some(Outdated { values: counted.outdated, waits_for, reason });
         }
         Ok(())
+    }
+
+    /// Adds to an entry what it waits for, if its value is of an earlier file. `living` are the live workers.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub async fn add_wait(&self, entry: &mut Entry, living: &RedisResult<Vec<String>>) -> RedisResult<()> {
+        let job = entry.job.as_ref().filter(|_| entry.is_outdated).and_then(|job| self.jobs.jobs.get(job.as_str()));
+        let Some(job) = job else { return Ok(()) };
+        let upstreams = status::upstreams_of(&self.redis, &self.keys, job).await?;
+        let (is_paused, held_back) = (entry.job_paused_ms.is_some(), self.held_back_by(living).await?);
+        let is_held_back = held_back.contains_key(&job.name);
+        let of = OfJob { job: &job.name, is_paused, is_held_back, upstreams: &upstreams };
+        let key = EntryKey::new(entry.key.as_str());
+        let (waits_for, _) = self.wait_of(&of, &self.noted().await?, Some(&key), entry.now_ms).await?;
+        entry.outdated_waits_for = Some(waits_for);
+        Ok(())
+    }
+
+    /// Returns the jobs whose change live workers with the earlier file hold back.
+    async fn held_back_by(&self, living: &RedisResult<Vec<String>>) -> RedisResult<BTreeMap<JobName, Vec<String>>> {
+        let Ok(living) = living else { return Ok(BTreeMap::new()) };
+        match self.held_back(living).await {
+            Err(e) if is_of_keys(&e) => Ok(BTreeMap::new()),
+            held_back => held_back,
+        }
+    }
+
+    /// Returns what values of an earlier file wait for: what keeps the whole job from requests, else what `key` waits
+    /// for, which is one of them.
+    async fn wait_of(
+        &self,
+        of: &OfJob<'_>,
+        noted: &BTreeMap<JobName, Noted>,
+        key: Option<&EntryKey>,
+        now: RedisTime,
+    ) -> RedisResult<Wait> {
+        if let Some(wait) = wait_of_job(of, now) {
+            return Ok((wait, None));
+        }
+        let Some(key) = key else { return Ok((TURN.to_owned(), None)) };
+        match self.wait_of_entry(of, noted, key, now).await {
+            Err(e) if is_of_keys(&e) => Ok((TURN.to_owned(), None)),
+            wait => wait,
+        }
     }
 
     /// Returns what an entry waits for, and the reason of its last attempt. One that was made anew since the count
     /// waits for nothing, and the others come in their turn.
     async fn wait_of_entry(
         &self,
-        job: &JobName,
+        of: &OfJob<'_>,
         noted: &BTreeMap<JobName, Noted>,
         key: &EntryKey,
         now: RedisTime,
-    ) -> RedisResult<(String, Option<String>)> {
+    ) -> RedisResult<Wait> {
+        let job = of.job;
         let snapshot = self.store.snapshot(key).await?;
         let noted_of_job = noted.get(job).filter(|noted| is_outdated(noted, &snapshot));
         let Some(noted_of_job) = noted_of_job else { return Ok((TURN.to_owned(), None)) };
@@ -92,7 +134,10 @@ impl Ops {
                 let reason =
                     self.last_reasons(job, std::slice::from_ref(key), None).await?.into_iter().next().flatten();
                 let left = duration::rough(due.at.saturating_since(now));
-                Ok((format!("the next attempt; that at {key} comes in {left}"), reason))
+                // Another source was asked in place of one that takes no requests.
+                let closed = closed(of, now).into_iter().map(|closed| format!(", or for {closed}"));
+                let closed = closed.collect::<String>();
+                Ok((format!("the next attempt; that at {key} comes in {left}{closed}"), reason))
             }
             None if !noted_of_job.is_open() => {
                 Ok((format!("an attempt; {key} is not on the agenda, and `samovar get` shows why"), None))
@@ -143,18 +188,23 @@ fn is_outdated(noted: &Noted, snapshot: &Snapshot) -> bool {
 }
 
 /// Returns what keeps all entries of a job from a request.
-fn wait_of_job(status: &JobStatus, now: RedisTime) -> Option<String> {
-    if status.paused_ms.is_some() {
-        return Some(format!("the end of the pause (`samovar resume {}`)", status.job));
+fn wait_of_job(of: &OfJob<'_>, now: RedisTime) -> Option<String> {
+    if of.is_held_back {
+        return Some("workers that have the earlier file".to_owned());
     }
-    let closed: Option<Vec<String>> = status
-        .upstreams
-        .iter()
-        .map(|upstream| {
-            let (name, why) = (&upstream.upstream, upstream.closed_text(now)?);
-            let what = if upstream.closed == Some("tokens") { "the budget of" } else { "the upstream" };
-            Some(format!("{what} {name}: {why}"))
-        })
-        .collect();
-    closed.filter(|closed| !closed.is_empty()).map(|closed| closed.join("; "))
+    if of.is_paused {
+        return Some(format!("the end of the pause (`samovar resume {}`)", of.job));
+    }
+    let closed = closed(of, now);
+    (!closed.is_empty() && closed.len() == of.upstreams.len()).then(|| closed.join("; "))
+}
+
+/// Returns the upstreams of a job that take no requests now, each with the reason.
+fn closed(of: &OfJob<'_>, now: RedisTime) -> Vec<String> {
+    let told = |upstream: &UpstreamStatus| {
+        let (name, why) = (&upstream.upstream, upstream.closed_text(now)?);
+        let what = if upstream.closed == Some("tokens") { "the budget of" } else { "the upstream" };
+        Some(format!("{what} {name}: {why}"))
+    };
+    of.upstreams.iter().filter_map(told).collect()
 }

@@ -166,12 +166,21 @@ pub async fn upstreams(redis: &Connection, keys: &Keys, jobs: &KnownJobs) -> Red
 /// # Errors
 /// Fails if Redis returns an error.
 pub async fn closed(redis: &Connection, keys: &Keys, job: &KnownJob) -> RedisResult<Vec<UpstreamStatus>> {
-    let mut closed = Vec::new();
-    for known in &job.upstreams {
-        closed.push(upstream(redis, keys, known).await?);
-    }
+    let mut closed = upstreams_of(redis, keys, job).await?;
     closed.retain(|upstream| upstream.closed.is_some());
     Ok(closed)
+}
+
+/// Reads all upstreams of a job.
+///
+/// # Errors
+/// Fails if Redis returns an error.
+pub async fn upstreams_of(redis: &Connection, keys: &Keys, job: &KnownJob) -> RedisResult<Vec<UpstreamStatus>> {
+    let mut all = Vec::new();
+    for known in &job.upstreams {
+        all.push(upstream(redis, keys, known).await?);
+    }
+    Ok(all)
 }
 
 async fn upstream(redis: &Connection, keys: &Keys, known: &KnownUpstream) -> RedisResult<UpstreamStatus> {

@@ -22,7 +22,15 @@ async fn what_is_held_back_is_told_everywhere() {
     }
     let kept = redis.keys("art:*").await.remove(0);
     let shown = run(&redis, &jobs, &["get", &kept]).await.stdout;
-    for said in ["held          it is gone at its upstream", "deferred", "gone art --accept", "`gone_guard`"] {
+    for said in [
+        "held          its upstream answers that it is gone; the value is held, and served until 2",
+        " UTC (in 59m",
+        // It was invalidated.
+        "), when it expires. `samovar gone art --accept` lets",
+        "`samovar gone art --hold` holds",
+        "deferred",
+        "`gone_guard`",
+    ] {
         assert!(shown.contains(said), "{said}: {shown}");
     }
     assert!(run(&redis, &jobs, &["jobs"]).await.stdout.contains("Removals of art: held back"));
