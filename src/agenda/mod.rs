@@ -405,6 +405,30 @@ impl Agenda {
         }
     }
 
+    /// Takes the entries off the agenda that the job does not own any more, as [`Self::cancel`] does. Returns how many
+    /// were found. The agenda is scanned in steps.
+    ///
+    /// # Errors
+    /// Redis's; some may have left.
+    pub async fn cancel_unowned(
+        &self,
+        job: &JobName,
+        at: RedisTime,
+        is_owned: impl Fn(&EntryKey) -> bool,
+    ) -> RedisResult<usize> {
+        let (mut cursor, mut unowned) = (0, 0);
+        loop {
+            let (next, mut found) = self.scan(job, "*", cursor).await?;
+            found.retain(|key| !is_owned(key));
+            unowned += found.len();
+            self.cancel(job, &found, at).await?;
+            cursor = next;
+            if cursor == 0 {
+                return Ok(unowned);
+            }
+        }
+    }
+
     /// Takes the entries that match a glob off the agenda, in any state. The agenda is scanned in steps.
     ///
     /// # Errors

@@ -225,7 +225,7 @@ fn tell_jobs(all: Vec<JobStatus>, now: RedisTime) -> Told {
         told.states.extend(feed(&status, now));
         told.states.extend(outdated(&status));
         told.states.extend(old(&status));
-        told.states.extend(status.gone_guard.map(|guard| gone::state(&status.job, Some(&guard), now)));
+        told.states.extend(status.gone_guard.map(|guard| gone::state(&status.job, Some(&guard), now) + &lost(&status)));
         if let Some(since) = status.paused_ms {
             told.paused.push(format!("{} ({})", status.job, ago(since, now)));
         }
@@ -310,6 +310,17 @@ fn old(status: &JobStatus) -> Option<String> {
         _ => format!("{} values of {job} outlive their TTL, because they", grouped(number)),
     };
     Some(format!("{values} could not be fetched in time; `samovar get KEY` tells until when it is served."))
+}
+
+/// Returns how many entries of a job have no value at least, while a person lets removals through; empty if none.
+fn lost(status: &JobStatus) -> String {
+    let is_accepted = status.gone_guard.is_some_and(|guard| !guard.is_holding());
+    // Values of entries that it does not keep warm are counted as well.
+    let counts = status.wanted.zip(status.warm).filter(|(wanted, warm)| is_accepted && wanted > warm);
+    counts.map_or_else(String::new, |(wanted, warm)| {
+        let [lost, wanted] = [wanted - warm, wanted].map(grouped);
+        format!(" {lost} of {wanted} entries that it keeps warm have no value.")
+    })
 }
 
 /// Returns how many values of a job are made from an earlier file, and what they wait for.

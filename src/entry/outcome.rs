@@ -28,11 +28,13 @@ pub enum Outcome {
     Unread,
     /// There was no usable answer; the old value stays.
     Failed,
+    /// Its key is of an earlier key pattern of the job: nothing makes it anew, and it is left to expire.
+    Unowned,
 }
 
 impl Outcome {
-    /// All outcomes, in the order in which they are shown.
-    pub const ALL: [Self; 8] = [
+    /// All outcomes, in the order in which they are shown. Metadata note the place of one, so a new one comes last.
+    pub const ALL: [Self; 9] = [
         Self::Warmed,
         Self::Unchanged,
         Self::Busy,
@@ -41,6 +43,7 @@ impl Outcome {
         Self::Gone,
         Self::Unread,
         Self::Failed,
+        Self::Unowned,
     ];
 
     /// Returns the name used in logs, metrics and Redis.
@@ -54,6 +57,7 @@ impl Outcome {
             Self::Gone => "gone",
             Self::Unread => "unread",
             Self::Failed => "failed",
+            Self::Unowned => "unowned",
         }
     }
 }

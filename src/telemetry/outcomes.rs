@@ -52,7 +52,7 @@ struct Tally {
 fn is_timed(outcome: Outcome) -> bool {
     match outcome {
         Outcome::Warmed | Outcome::Unchanged | Outcome::Gone | Outcome::Fenced | Outcome::Failed => true,
-        Outcome::Busy | Outcome::Deferred | Outcome::Unread => false,
+        Outcome::Busy | Outcome::Deferred | Outcome::Unread | Outcome::Unowned => false,
     }
 }
 
@@ -180,6 +180,7 @@ impl Telemetry {
                 gone = count(Outcome::Gone),
                 unread = count(Outcome::Unread),
                 failed = count(Outcome::Failed),
+                unowned = count(Outcome::Unowned),
                 slowest_ms = millis(tally.slowest),
                 "{}",
                 counts.join(", ")

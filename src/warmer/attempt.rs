@@ -239,8 +239,8 @@ impl Attempt<'_> {
             {
                 warmer.store.invalidate(key, at, Removal::Evict).await?;
             }
-            let reason = "the job's key pattern has changed and does not match it";
-            return Err(Stop::End(Ending::because(Outcome::Gone, Next::Out, reason)));
+            let reason = "the job's key pattern has changed and does not match it, so nothing makes it anew";
+            return Err(Stop::End(Ending::because(Outcome::Unowned, Next::Out, reason)));
         };
         if self.entry.trigger == Trigger::Expiry
             && !job.entries.lists(&params)

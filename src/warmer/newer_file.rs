@@ -22,7 +22,8 @@ impl Warmer {
     /// charge of the job.
     pub(super) async fn leave_to_newer_file(&self, job: &Job, entry: &Running, ending: Ending) -> Ending {
         // What failed keeps its tries and its backoff.
-        if !matches!(ending.next, Next::Out) || !matches!(ending.outcome, Outcome::Gone | Outcome::Unread) {
+        let is_left = matches!(ending.outcome, Outcome::Gone | Outcome::Unread | Outcome::Unowned);
+        if !matches!(ending.next, Next::Out) || !is_left {
             return ending;
         }
         let since = match self.store.newer_file(job).await {

@@ -1,5 +1,6 @@
 //! The guard against a bad deploy of an upstream: removals that it holds back, and what ends that.
 mod decisions;
+mod earlier_key;
 mod marks;
 
 use std::time::Duration;

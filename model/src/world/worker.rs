@@ -13,8 +13,8 @@ const ROUNDS: u8 = 3;
 /// Crashes that make an entry suspect, and poison.
 const CRASHES: (i64, u32) = (2, 3);
 /// The counters' names.
-pub(super) const OUTCOMES: [&str; 8] =
-    ["warmed", "unchanged", "busy", "fenced", "deferred", "gone", "unread", "failed"];
+pub(super) const OUTCOMES: [&str; 9] =
+    ["warmed", "unchanged", "busy", "fenced", "deferred", "gone", "unread", "failed", "unowned"];
 
 const WARMED: u8 = 0;
 const UNCHANGED: u8 = 1;

@@ -166,7 +166,7 @@ fn style(event: &Event) -> Style {
             Outcome::Unchanged => Color::Cyan,
             Outcome::Failed => Color::Red,
             Outcome::Busy | Outcome::Fenced | Outcome::Deferred => Color::Yellow,
-            Outcome::Gone | Outcome::Unread => Color::DarkGray,
+            Outcome::Gone | Outcome::Unread | Outcome::Unowned => Color::DarkGray,
         },
     };
     Style::new().fg(colour)

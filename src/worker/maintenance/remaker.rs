@@ -5,6 +5,8 @@
 //! no live worker has another file of the job: such a worker would make values from its own file again. So a rolling
 //! deploy makes each value anew once. Values are served until the new ones land. The note is written last: after a
 //! crash another worker begins again, and leaves alone what is made anew by then.
+//!
+//! Entries of an earlier key pattern leave the agenda at the same time.
 
 mod inputs;
 
@@ -266,6 +268,7 @@ impl Remaker {
             if self.ops.noted().await?.get(&job.name) != Some(noted) {
                 return Ok(true);
             }
+            self.cancel_unowned(job).await?;
             self.announce(job, plan);
             if plan.entries == 0 {
                 return self.end(job, noted).await.map(|()| true);
@@ -300,6 +303,18 @@ impl Remaker {
         remake.keys = (!pass.left.is_empty()).then_some(pass.left);
         remake.next = Instant::now() + pause;
         Ok(true)
+    }
+
+    /// Takes the entries of an earlier key pattern off the agenda: nothing makes them anew, and they are no part of the
+    /// job. One that may be invalidated is rechecked, which removes its value.
+    async fn cancel_unowned(&self, job: &Job) -> RedisResult<()> {
+        let is_owned = |key: &EntryKey| job.key.read(key.as_str()).is_some();
+        let now = self.ops.store.now().await?;
+        let entries = self.ops.agenda.cancel_unowned(&job.name, now, is_owned).await?;
+        if entries > 0 {
+            info!(job = %job.name, entries, "the key pattern has changed: entries of the earlier one are left to expire");
+        }
+        Ok(())
     }
 
     /// Counts what a change causes; `None` if another worker has the lock.
