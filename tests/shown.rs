@@ -1,4 +1,4 @@
-//! What `samovar jobs` and `samovar get` show of jobs, and of values that wait.
+//! The output of `samovar jobs` and `samovar get` on long outcomes and on values that wait.
 use crate::support::{Art, JobsFolder, Reply, TestRedis, both, eventually, samovar, worker};
 use serde_json::{Value, json};
 

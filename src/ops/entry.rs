@@ -86,7 +86,7 @@ pub struct Entry {
     pub closed_upstreams: Vec<UpstreamStatus>,
     /// `true` if its value is made from an earlier job file, and is to be made anew.
     pub is_outdated: bool,
-    /// What it waits for then.
+    /// Its wait until then, such as for a budget; absent if it is made from the present file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outdated_waits_for: Option<String>,
     /// `true` if no running worker knows its job: nothing of it is fetched.

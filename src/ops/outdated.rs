@@ -20,7 +20,7 @@ const TURN: &str = "a turn";
 /// The most inputs of an entry that are examined.
 const MOST_INPUTS: usize = 100;
 
-/// What a value waits for, and the reason of the last attempt at one, if it waits for its next one.
+/// The wait of a value of an earlier file, and the reason of its last attempt, if it waits for its next one.
 type Wait = (String, Option<String>);
 
 /// The state of a job that may keep all its entries from a request.

@@ -130,7 +130,7 @@ pub(super) struct Summary {
     event: &'static str,
     /// Redis's clock at its last answer.
     at_ms: RedisTime,
-    /// The same while Redis does not answer: the figures are of then.
+    /// Since when Redis has not answered, by its clock: the figures are of then. Absent while it answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     unanswered_since_ms: Option<RedisTime>,
     /// The seconds since the last summary, or since the start.
