@@ -168,13 +168,11 @@ impl Ops {
             ),
             None => (Vec::new(), Vec::new(), Vec::new()),
         };
-        let job_is_left = match owner {
-            Some(job) => self.left_jobs().await?.contains(&job.name),
-            None => false,
-        };
-        let is_outdated = match owner {
-            Some(job) => self.is_of_earlier_file(&job.name, &snapshot).await?,
-            None => false,
+        let (job_is_left, is_outdated) = match owner {
+            Some(job) => {
+                (self.left_jobs().await?.contains(&job.name), self.is_of_earlier_file(&job.name, &snapshot).await?)
+            }
+            None => (false, false),
         };
         let due = score.map(Due::from_score);
         let (expiry, ours, meta) = (snapshot.expiry, snapshot.ours(), snapshot.meta.as_ref());

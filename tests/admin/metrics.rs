@@ -8,6 +8,10 @@ use serde_json::{Value, json};
 use super::{Server, both};
 use crate::support::{Art, Parts, Reply, eventually, readable_key as readable};
 
+/// All values of the label `outcome`.
+const OUTCOMES: [&str; 9] =
+    ["warmed", "unchanged", "busy", "fenced", "deferred", "gone", "unread", "failed", "unowned"];
+
 #[tokio::test]
 async fn statistics_tell_of_redis_and_of_each_job() {
     let (redis, upstream) = both().await;
@@ -195,20 +199,7 @@ async fn metrics_are_well_formed_and_their_labels_bounded() {
         ("job", BTreeSet::from(["art"])),
         ("upstream", BTreeSet::from(["museum"])),
         ("trigger", BTreeSet::from(["cron", "invalidation", "expiry", "demand", "manual", "recheck"])),
-        (
-            "outcome",
-            BTreeSet::from([
-                "warmed",
-                "unchanged",
-                "busy",
-                "fenced",
-                "deferred",
-                "gone",
-                "unread",
-                "unowned",
-                "failed",
-            ]),
-        ),
+        ("outcome", BTreeSet::from(OUTCOMES)),
         ("way", BTreeSet::from(["channel", "inbox"])),
         ("class", BTreeSet::from(["2xx", "5xx"])),
         ("result", BTreeSet::from(["answer", "unusable", "failed", "busy"])),

@@ -312,7 +312,8 @@ impl Remaker {
         let now = self.ops.store.now().await?;
         let entries = self.ops.agenda.cancel_unowned(&job.name, now, is_owned).await?;
         if entries > 0 {
-            info!(job = %job.name, entries, "the key pattern has changed: entries of the earlier one are left to expire");
+            let job = &job.name;
+            info!(%job, entries, "the key pattern has changed: entries of the earlier one are left to expire");
         }
         Ok(())
     }
