@@ -19,6 +19,7 @@ mod compose;
 mod connection;
 mod consistency;
 mod cron;
+mod cut_off;
 mod demo;
 mod dependencies;
 mod deploy;

@@ -11,6 +11,7 @@
 mod absence;
 mod attempt;
 mod commit;
+mod cut_off;
 mod failure;
 mod fetch;
 mod finisher;
