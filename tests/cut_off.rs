@@ -5,7 +5,7 @@ use std::time::Duration;
 use samovar::agenda::{State, When};
 use samovar::entry::{EntryKey, JobName, Trigger};
 use samovar::store::LastAttempt;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{
     Art, JobsFolder, Parts, Reply, TestRedis, Upstream, both, eventually, publish, samovar, talkative, worker,
@@ -211,4 +211,22 @@ async fn a_cut_off_recheck_leaves_no_dead_letter_behind() {
     })
     .await;
     assert_eq!((redis.get("story:a").await.as_deref(), upstream.calls(ASKED)), (Some("\"foreign\""), 1));
+}
+
+#[tokio::test]
+async fn a_dead_letter_that_is_due_says_when_it_is_tried_again() {
+    let (redis, upstream) = both().await;
+    answers(&upstream, "length");
+    let jobs = stories(&upstream, "", "", "");
+    let parts = Parts::of(&redis).await;
+    let _worker = worker(&redis, &jobs);
+    given_up(&redis).await;
+    let at = parts.now().await + Duration::from_secs(605);
+    let key = EntryKey::new("story:a");
+    parts.agenda.put(&JobName::new("story"), [&key], When::Due(at), Trigger::Recheck).await.unwrap();
+    let shown = samovar(["dead", "--json"]).redis(&redis).jobs(&jobs).run().await;
+    let shown: Value = serde_json::from_str(&shown.stdout).unwrap();
+    assert_eq!(shown["dead"][0]["due_ms"], json!(at.as_millis()));
+    let shown = samovar(["dead"]).redis(&redis).jobs(&jobs).run().await.stdout;
+    assert!(shown.contains("TRIED AGAIN") && shown.contains("in 10m"), "{shown}");
 }

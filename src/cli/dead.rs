@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use clap::Args;
 
 use super::exit;
-use super::session::{Failed, ago, fleet, refuse, table, wrapped};
+use super::session::{Failed, ago, fleet, refuse, relative, table, wrapped};
 use crate::config::{Environment, Settings};
 use crate::entry::escape::{escaped, json_line};
 use crate::ops::Dead;
@@ -124,9 +124,11 @@ impl List {
                 _ => &reason,
             };
             println!("{}", wrapped(&escaped(&format!("{job}: {reason}")), "  "));
-            let mut rows = table(&["KEY", "GIVEN UP"]);
-            for Dead { key, at_ms, .. } in &letters {
-                rows.add_row([key.clone(), ago(*at_ms, now)]);
+            let is_due = letters.iter().any(|letter| letter.due_ms.is_some());
+            let mut rows = table(&["KEY", "GIVEN UP", "TRIED AGAIN"][..if is_due { 3 } else { 2 }]);
+            for Dead { key, at_ms, due_ms, .. } in &letters {
+                let due = due_ms.map(|at| relative(at.max(now), now));
+                rows.add_row([Some(key.clone()), Some(ago(*at_ms, now)), due].into_iter().flatten());
             }
             println!("{rows}");
             self.shown += letters.len();

@@ -28,6 +28,10 @@ pub struct Dead {
     /// When the entry moved to the dead letters (Redis time, ms since the epoch).
     #[schema(value_type = i64)]
     pub at_ms: RedisTime,
+    /// When the entry is tried again, if it is on the agenda all the same (Redis time, ms since the epoch).
+    #[schema(value_type = Option<i64>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub due_ms: Option<RedisTime>,
     /// The reason; over HTTP only with the owner's rights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -184,10 +188,16 @@ impl Ops {
         let mut ask = redis::cmd("HMGET");
         ask.arg(self.keys.dead_reasons(&job.name)).arg(&keys);
         let reasons: Vec<Option<String>> = ask.query_async(&mut self.redis.clone()).await?;
-        let letters = found.into_iter().zip(reasons).map(|((key, at), reason)| Dead {
+        let entries: Vec<EntryKey> = keys.into_iter().map(EntryKey::new).collect();
+        let dues = match self.agenda.dues(&job.name, &entries).await {
+            Err(e) if is_of_keys(&e) => vec![None; entries.len()],
+            dues => dues?,
+        };
+        let letters = found.into_iter().zip(reasons).zip(dues).map(|(((key, at), reason), due)| Dead {
             job: job.name.to_string(),
             key,
             at_ms: time(at),
+            due_ms: due.map(|due| due.at),
             reason: Some(reason.unwrap_or_default()),
         });
         Ok(letters.collect())
