@@ -39,6 +39,7 @@ mod printed;
 mod redis_server;
 mod reload;
 mod remaking;
+mod retries;
 mod rollout;
 mod schedules;
 mod script_calls;

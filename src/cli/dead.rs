@@ -8,7 +8,7 @@ use super::exit;
 use super::session::{Failed, ago, fleet, refuse, relative, table, wrapped};
 use crate::config::{Environment, Settings};
 use crate::entry::escape::{escaped, json_line};
-use crate::ops::Dead;
+use crate::ops::{Dead, Ops};
 use crate::redis::RedisTime;
 
 /// Dead letters in one page.
@@ -52,7 +52,7 @@ pub(super) async fn run(args: &DeadArgs, settings: &Settings, env: &Environment)
         if page.is_empty() {
             break;
         }
-        list.show(&page, now);
+        list.show(&page, now, &ops);
         if from == usize::MAX {
             break;
         }
@@ -102,7 +102,7 @@ impl List {
 
     /// Prints a page. For people, the letters of a job with the same reason follow it, so that an outage is one group.
     /// Reasons are the same if they differ only in what names entries.
-    fn show(&mut self, page: &[Dead], now: RedisTime) {
+    fn show(&mut self, page: &[Dead], now: RedisTime, ops: &Ops) {
         if self.json {
             for letter in page {
                 let comma = if self.shown > 0 { "," } else { "" };
@@ -124,6 +124,9 @@ impl List {
                 _ => &reason,
             };
             println!("{}", wrapped(&escaped(&format!("{job}: {reason}")), "  "));
+            if letters.iter().any(|letter| ops.may_pass(letter)) {
+                println!("  Some of these are tried again every minute.");
+            }
             let is_due = letters.iter().any(|letter| letter.due_ms.is_some());
             let mut rows = table(&["KEY", "GIVEN UP", "TRIED AGAIN"][..if is_due { 3 } else { 2 }]);
             for Dead { key, at_ms, due_ms, .. } in &letters {

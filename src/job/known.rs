@@ -69,6 +69,9 @@ pub struct KnownJob {
     /// The number of its fallbacks whose requests may cost money.
     #[serde(default)]
     pub paid_fallbacks: usize,
+    /// `true` if workers try its dead letters again by themselves, because that costs nothing: see [`Jobs::is_free`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_retried: bool,
     /// `true` if `gone_guard` is "off". Missing in descriptions of earlier builds.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unguarded: bool,
@@ -137,6 +140,7 @@ impl KnownJob {
             may_lag: job.may_lag(),
             may_hold_unasked: job.may_hold_unasked(),
             paid_fallbacks: job.paid_fallbacks(),
+            is_retried: jobs.is_free(job),
             unguarded: job.warm.gone_guard.is_none(),
             recheck: job.warm.recheck.clone(),
             digest: job.digest.clone(),

@@ -238,6 +238,26 @@ pub struct Warm {
 }
 
 impl Jobs {
+    /// Tells whether a fetch of a job's entries costs neither money nor tokens of a budget, and neither does one of what
+    /// they are made from.
+    pub fn is_free(&self, job: &Job) -> bool {
+        let (mut reached, mut at) = (vec![job], 0);
+        while let Some(job) = reached.get(at).copied() {
+            let mut upstreams = job.sources.iter().filter_map(|source| self.upstreams.get(source.upstream()?));
+            if job.is_paid_for() || upstreams.any(|upstream| upstream.tokens.is_some()) {
+                return false;
+            }
+            at += 1;
+            for other in self.jobs.values() {
+                let is_input = job.inputs.values().any(|input| input.key.overlaps(&other.key));
+                if is_input && !reached.iter().any(|job| job.name == other.name) {
+                    reached.push(other);
+                }
+            }
+        }
+        true
+    }
+
     /// Reads a folder of job files; `env` looks up environment variables, and `default_ttl` is for jobs that give none.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use crate::entry::Trigger;
 use crate::entry::{EntryKey, JobName};
 use crate::job::KnownJob;
 use crate::redis::{RedisTime, is_of_keys};
+use crate::warmer::{MISSING, USED_UP};
 
 /// Dead letters read at once.
 const AT_ONCE: usize = 50;
@@ -117,7 +118,11 @@ impl Ops {
         Ok(Vec::new())
     }
 
-    async fn put_back(&self, job: &KnownJob, dead: &[Dead]) -> RedisResult<()> {
+    /// Puts these dead letters back on the agenda with a full number of attempts.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error; some may be back on the agenda.
+    pub(crate) async fn put_back(&self, job: &KnownJob, dead: &[Dead]) -> RedisResult<()> {
         let keys: Vec<EntryKey> = dead.iter().map(|dead| EntryKey::new(&*dead.key)).collect();
         // First put on the agenda, then removed from the dead letters: a crash in between only leaves a superfluous
         // letter.
@@ -134,6 +139,36 @@ impl Ops {
             .ignore()
             .query_async(&mut self.redis.clone())
             .await
+    }
+
+    /// Returns at most `most` dead letters of a job that died up to `until`, the oldest first: of a [passing
+    /// reason](Self::may_pass), and not on the agenda.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub(crate) async fn passing(&self, job: &KnownJob, until: RedisTime, most: usize) -> RedisResult<Vec<Dead>> {
+        let (mut passing, mut from) = (Vec::new(), 0);
+        loop {
+            let mut ask = redis::cmd("ZRANGEBYSCORE");
+            ask.arg(self.keys.dead(&job.name)).arg("-inf").arg(until).arg("WITHSCORES");
+            ask.arg("LIMIT").arg(from).arg(super::PAGE);
+            let found = self.letters(job, ask.query_async(&mut self.redis.clone()).await?).await?;
+            let is_last = found.len() < super::PAGE;
+            passing.extend(found.into_iter().filter(|dead| dead.due_ms.is_none() && self.may_pass(dead)));
+            if is_last || passing.len() >= most {
+                passing.truncate(most);
+                return Ok(passing);
+            }
+            from += super::PAGE;
+        }
+    }
+
+    /// Tells whether workers try a dead letter again by themselves: it used up its attempts, and its service may answer
+    /// well again. The return of a missing input makes its entry due, and what costs money is not tried.
+    pub fn may_pass(&self, dead: &Dead) -> bool {
+        let is_retried = self.jobs.jobs.get(dead.job.as_str()).is_some_and(|job| job.is_retried);
+        let reason = dead.reason.as_deref().unwrap_or_default();
+        is_retried && reason.starts_with(USED_UP) && !reason.contains(MISSING)
     }
 
     /// Returns the named jobs; all if nothing is named.

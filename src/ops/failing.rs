@@ -38,7 +38,7 @@ impl Ops {
         for job in jobs {
             let (dead, alive) = (counts.next().unwrap_or(Ok(0))?, counts.next().unwrap_or(Ok(0))?);
             if dead >= FEWEST && dead > alive {
-                told.insert(job.name.clone(), notice(&job.name, dead, alive));
+                told.insert(job.name.clone(), notice(job, dead, alive));
             }
         }
         Ok(told)
@@ -60,9 +60,11 @@ impl Ops {
     }
 }
 
-fn notice(job: &JobName, dead: u64, alive: u64) -> String {
+fn notice(job: &KnownJob, dead: u64, alive: u64) -> String {
+    let KnownJob { name, is_retried, .. } = job;
+    let retried = if *is_retried { "what its service failed is tried again every minute, and " } else { "" };
     format!(
-        "{dead} entries of {job} are given up, and {alive} are on its agenda: `samovar dead {job}` tells why; when the \
-         cause is gone, `samovar dead {job} --retry` asks for them again, as does the next warmup"
+        "{dead} entries of {name} are given up, and {alive} are on its agenda: `samovar dead {name}` tells why; {retried}\
+         when the cause is gone, `samovar dead {name} --retry` asks for them again, as does the next warmup"
     )
 }

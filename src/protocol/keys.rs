@@ -102,7 +102,7 @@ impl Keys {
         let kind = rest.split_once(":{").map_or(rest, |(kind, _)| kind);
         match kind {
             "lease" | "lock" | "number" | "meta" | "paused" | "unknown" | "census" | "touched" | "misses" | "sweep"
-            | "marker" | "loss" | "{suspect}" | "{suspect}:lock" | "remaker" => Some("string"),
+            | "marker" | "loss" | "{suspect}" | "{suspect}:lock" | "remaker" | "retrier" => Some("string"),
             "tag" | "stamps" | "tagged" | "loaded" | "made-from" | "agenda" | "popular" | "reads" | "dead"
             | "permits" | "{schedules}" => Some("zset"),
             "acknowledged"
@@ -153,6 +153,7 @@ impl Keys {
             self.made(),
             self.files(),
             self.remaker(),
+            self.retrier(),
             self.marker(),
             self.gap_detectors(),
             self.sweep_lock(),
@@ -375,6 +376,11 @@ impl Keys {
     /// The worker that makes values due after a change of job files; it has a TTL.
     pub fn remaker(&self) -> String {
         format!("{}:remaker", self.prefix)
+    }
+
+    /// The worker that tries dead letters again; it has a TTL.
+    pub fn retrier(&self) -> String {
+        format!("{}:retrier", self.prefix)
     }
 
     /// The name of the queue for apalis; all its keys are in one slot.

@@ -15,7 +15,7 @@ use crate::redis::RedisTime;
 use crate::store::{Fresh, LastAttempt, Lease, Leased, META_OUTLIVES, Rechecks, Removal};
 
 /// The beginning of the reason of a dead letter whose attempts are used up.
-pub(super) const USED_UP: &str = "failed ";
+pub(crate) const USED_UP: &str = "failed ";
 
 /// The longest reason kept, in characters, without the name of an input that is missing.
 pub(super) const LONGEST_REASON: usize = 300;

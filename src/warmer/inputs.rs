@@ -21,7 +21,7 @@ pub const FRESH_INPUT_WAIT: Duration = Duration::from_secs(300);
 
 /// The texts before and after the key of an input that was given up, in the reason of an entry that waits for it.
 const INPUT: &str = "its input ";
-const MISSING: &str = " is missing: ";
+pub(crate) const MISSING: &str = " is missing: ";
 
 /// Why an entry's dependants become due.
 #[derive(Clone, Copy)]

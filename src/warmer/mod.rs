@@ -39,10 +39,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, debug_span, warn};
 
 use attempt::Ending;
+pub(crate) use failure::USED_UP;
 pub use finisher::Finisher;
 pub(crate) use freshness::retry_after;
 use in_flight::{InFlight, Place};
 pub use inputs::FRESH_INPUT_WAIT;
+pub(crate) use inputs::MISSING;
 use usage_buffer::UsageBuffer;
 
 use crate::agenda::{Agenda, Claimed, Due, Finished, Next};

@@ -15,8 +15,8 @@ use super::bulk_runtime::BulkRuntime;
 use super::connect::{BLOCKING, COMMAND, connect};
 use super::heartbeat::{Heartbeat, dead_after};
 use super::maintenance::{
-    self, Describer, EvictionMonitor, JobCleaner, KeyRights, Remaker, Rescuer, RestartMonitor, Revalidator, Sweeper,
-    UpstreamMonitor,
+    self, Describer, EvictionMonitor, JobCleaner, KeyRights, Remaker, Rescuer, RestartMonitor, Retrier, Revalidator,
+    Sweeper, UpstreamMonitor,
 };
 use super::refusal_report::RefusalReport;
 use super::turn::Turn;
@@ -96,6 +96,7 @@ pub(super) struct Producers {
     pub(super) sampler: Sampler,
     pub(super) dispatcher: Dispatcher,
     pub(super) remaker: Remaker,
+    pub(super) retrier: Retrier,
 }
 
 /// The warmers of the chunks that come from the queue.
@@ -133,6 +134,7 @@ impl<'a> Parts<'a> {
             sampler: shared.sampler(),
             dispatcher: shared.dispatcher(),
             remaker: shared.remaker(),
+            retrier: shared.retrier(),
             cron: cron.clone(),
         };
         let listeners = Listeners {
@@ -299,6 +301,15 @@ impl<'a> Shared<'a> {
             claim: self.settings.claim,
             dead_after: dead_after(self.settings.claim),
             troubles: self.health.troubles.of("the remaker"),
+        }
+    }
+
+    fn retrier(&self) -> Retrier {
+        Retrier {
+            ops: Ops::new(self.redis.clone(), self.keys.clone(), Arc::clone(&self.known_jobs)),
+            worker: Arc::clone(&self.worker),
+            every: maintenance::retrier::EVERY,
+            troubles: self.health.troubles.of("the retrier").every(maintenance::retrier::EVERY),
         }
     }
 

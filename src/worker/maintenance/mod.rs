@@ -3,6 +3,7 @@
 //! - [`Rescuer`] frees what a dead worker held.
 //! - [`Revalidator`] makes values due that may have missed an invalidation.
 //! - `Remaker` makes values due that were made from an earlier job file.
+//! - [`Retrier`] tries entries again that were given up while their service failed.
 //! - `RestartMonitor` notices a restarted or flushed Redis, `EvictionMonitor` evicted agendas.
 //! - `UpstreamMonitor` reads the state of upstreams, and brings forward what one that opened early had deferred.
 //! - `Sweeper` drops dead entries from tags and guards; [`JobCleaner`] drops what is kept of removed jobs.
@@ -16,6 +17,7 @@ mod key_rights;
 mod remaker;
 mod rescuer;
 mod restart_monitor;
+pub mod retrier;
 mod revalidator;
 mod sweeper;
 mod upstream_monitor;
@@ -29,6 +31,7 @@ pub(super) use key_rights::KeyRights;
 pub(super) use remaker::Remaker;
 pub use rescuer::{Rescuer, id};
 pub(super) use restart_monitor::RestartMonitor;
+pub use retrier::Retrier;
 pub use revalidator::Revalidator;
 pub(super) use sweeper::Sweeper;
 pub(super) use upstream_monitor::UpstreamMonitor;
