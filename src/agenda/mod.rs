@@ -405,30 +405,6 @@ impl Agenda {
         }
     }
 
-    /// Takes the entries off the agenda that the job does not own any more, as [`Self::cancel`] does. Returns how many
-    /// were found. The agenda is scanned in steps.
-    ///
-    /// # Errors
-    /// Redis's; some may have left.
-    pub async fn cancel_unowned(
-        &self,
-        job: &JobName,
-        at: RedisTime,
-        is_owned: impl Fn(&EntryKey) -> bool,
-    ) -> RedisResult<usize> {
-        let (mut cursor, mut unowned) = (0, 0);
-        loop {
-            let (next, mut found) = self.scan(job, "*", cursor).await?;
-            found.retain(|key| !is_owned(key));
-            unowned += found.len();
-            self.cancel(job, &found, at).await?;
-            cursor = next;
-            if cursor == 0 {
-                return Ok(unowned);
-            }
-        }
-    }
-
     /// Takes the entries that match a glob off the agenda, in any state. The agenda is scanned in steps.
     ///
     /// # Errors
@@ -446,7 +422,7 @@ impl Agenda {
     }
 
     /// Returns the next cursor and some entries that match a glob; the cursor begins and ends with 0.
-    async fn scan(&self, job: &JobName, glob: &str, cursor: u64) -> RedisResult<(u64, Vec<EntryKey>)> {
+    pub(crate) async fn scan(&self, job: &JobName, glob: &str, cursor: u64) -> RedisResult<(u64, Vec<EntryKey>)> {
         let mut scan = redis::cmd("ZSCAN");
         scan.arg(self.keys.agenda(job)).arg(cursor).arg("MATCH").arg(glob).arg("COUNT").arg(STEP);
         let (next, found): (u64, Vec<(String, f64)>) = scan.query_async(&mut self.redis.clone()).await?;
@@ -516,17 +492,23 @@ impl Agenda {
         Ok(())
     }
 
-    /// Takes entries off the agenda that were evicted at `at`, unless somebody asked for them since. What may be
-    /// a later invalidation becomes a recheck, which fetches only a value that is there and invalidated.
+    /// Takes entries off the agenda that were evicted at `at`, or that the job does not own since then, unless somebody
+    /// asked for them since. What may be a later invalidation becomes a recheck, which fetches only a value that is
+    /// there and invalidated. Returns how many left or became rechecks.
     ///
     /// # Errors
     /// Redis's; some may have left.
-    pub async fn cancel(&self, job: &JobName, entries: &[EntryKey], at: RedisTime) -> RedisResult<()> {
+    pub async fn cancel(&self, job: &JobName, entries: &[EntryKey], at: RedisTime) -> RedisResult<usize> {
+        let mut cancelled = 0;
         for batch in entries.chunks(BATCH) {
             let keys: Vec<&str> = batch.iter().map(EntryKey::as_str).collect();
-            let _: u64 =
-                CANCEL.key(self.keys.agenda(job)).arg(at).arg(keys).invoke_async(&mut self.redis.clone()).await?;
+            cancelled += CANCEL
+                .key(self.keys.agenda(job))
+                .arg(at)
+                .arg(keys)
+                .invoke_async::<usize>(&mut self.redis.clone())
+                .await?;
         }
-        Ok(())
+        Ok(cancelled)
     }
 }

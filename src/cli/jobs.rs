@@ -319,7 +319,7 @@ fn lost(status: &JobStatus) -> String {
     let counts = status.wanted.zip(status.warm).filter(|(wanted, warm)| is_accepted && wanted > warm);
     counts.map_or_else(String::new, |(wanted, warm)| {
         let [lost, wanted] = [wanted - warm, wanted].map(grouped);
-        format!(" {lost} of {wanted} entries that it keeps warm have no value.")
+        format!(" At the last count, at least {lost} of {wanted} entries that it keeps warm had no value.")
     })
 }
 

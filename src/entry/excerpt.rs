@@ -1,6 +1,6 @@
 //! Beginnings of long texts.
 
-/// Returns a text of at most `longest` characters, or its beginning and `…`: nobody takes a part for the whole.
+/// Returns a text of at most `longest` characters, or the first `longest` of them and `…`.
 pub fn excerpt(text: &str, longest: usize) -> String {
     match text.char_indices().nth(longest) {
         Some((end, _)) => format!("{}…", &text[..end]),

@@ -41,6 +41,11 @@ impl KeySet {
         SymbolU32::try_from_usize(number).and_then(|symbol| self.keys.resolve(symbol))
     }
 
+    /// Returns the number of a key, counted from 0.
+    pub fn number(&self, key: &str) -> Option<usize> {
+        self.keys.get(key).map(Symbol::to_usize)
+    }
+
     /// Returns the keys in the order in which they were inserted.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.keys.iter().map(|(_, key)| key)
@@ -55,8 +60,9 @@ impl KeySet {
 
     /// Returns the keys in the order in which they were inserted, so many at a time.
     pub fn pages(&self, size: usize) -> impl Iterator<Item = Vec<EntryKey>> {
+        let size = size.max(1);
         let page = move |from| (from..self.len().min(from + size)).filter_map(|number| self.get(number));
-        (0..self.len()).step_by(size.max(1)).map(move |from| page(from).map(EntryKey::new).collect())
+        (0..self.len()).step_by(size).map(move |from| page(from).map(EntryKey::new).collect())
     }
 }
 
@@ -85,7 +91,7 @@ mod tests {
         let set: KeySet = ["b", "Göl", "", "b", "a"].into_iter().collect();
         assert_eq!(Vec::from_iter(set.iter()), ["b", "Göl", "", "a"]);
         assert_eq!(set.sorted(), ["", "Göl", "a", "b"]);
-        assert_eq!((set.len(), set.get(1), set.get(4)), (4, Some("Göl"), None));
+        assert_eq!((set.len(), set.get(1), set.get(4), set.number("Göl")), (4, Some("Göl"), None, Some(1)));
         assert!(set.contains("a") && !set.contains("G"));
         let pages: Vec<Vec<EntryKey>> = set.pages(3).collect();
         assert_eq!(

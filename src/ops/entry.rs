@@ -148,17 +148,13 @@ impl Ops {
             true => self.store.other_types(std::slice::from_ref(&key)).await?.pop().flatten(),
             false => None,
         };
-        let (score, given_up) = match owner {
-            Some(job) => self.score_and_letter(&job.name, &key).await?,
-            None => (None, None),
-        };
-        let job_paused_ms = match owner {
-            Some(job) => self.paused(&job.name).await?,
-            None => None,
-        };
-        let removal_held_until_ms = match owner {
-            Some(job) => self.held_until(&job.name, &snapshot).await?,
-            None => None,
+        let ((score, given_up), job_paused_ms, removal_held_until_ms) = match owner {
+            Some(job) => (
+                self.score_and_letter(&job.name, &key).await?,
+                self.paused(&job.name).await?,
+                self.held_until(&job.name, &snapshot).await?,
+            ),
+            None => ((None, None), None, None),
         };
         let (closed_upstreams, held_inputs, missing_inputs) = match owner.zip(params) {
             Some((job, params)) => (

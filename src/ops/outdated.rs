@@ -79,7 +79,12 @@ impl Ops {
         let is_held_back = held_back.contains_key(&job.name);
         let of = OfJob { job: &job.name, is_paused, is_held_back, upstreams: &upstreams };
         let key = EntryKey::new(entry.key.as_str());
-        let (waits_for, _) = self.wait_of(&of, &self.noted().await?, Some(&key), entry.now_ms).await?;
+        let noted = match self.noted().await {
+            // A key of another type is told elsewhere.
+            Err(e) if is_of_keys(&e) => return Ok(()),
+            noted => noted?,
+        };
+        let (waits_for, _) = self.wait_of(&of, &noted, Some(&key), entry.now_ms).await?;
         entry.outdated_waits_for = Some(waits_for);
         Ok(())
     }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::missing_input::MissingInput;
 use super::{Ops, PAGE, status};
-use crate::agenda::{Due, State};
+use crate::agenda::{Due, State, When};
 use crate::entry::Outcome;
 use crate::entry::Trigger;
 use crate::entry::duration;
@@ -104,10 +104,13 @@ impl Ops {
         let (mut done, mut waiting) = (Done::default(), keys);
         // Why Redis does not answer, while it does not.
         let mut silent: Option<String> = None;
+        // A Redis that did not answer may have failed over, and lost what was asked of it.
+        let mut may_be_lost = false;
         while !waiting.is_empty() {
             let may_explain = silent.is_none() && explained.elapsed() >= EXPLAINED && begun.elapsed() < timeout;
             let looking = async {
-                let (ended, still) = self.look(job, &waiting, trigger, asked).await?;
+                let (ended, still, lost) = self.look(job, &waiting, trigger, asked, may_be_lost).await?;
+                self.agenda.put(&job.name, &lost, When::NOW, trigger).await?;
                 let hindrances = if may_explain { self.hindrances(job, &still, asked).await? } else { Vec::new() };
                 Ok((ended, still, hindrances))
             };
@@ -123,7 +126,7 @@ impl Ops {
             match looked {
                 Ok((ended, still, hindrances)) => {
                     done += ended;
-                    (waiting, silent) = (still, None);
+                    (waiting, silent, may_be_lost) = (still, None, false);
                     progress(Progress::Left(waiting.len()));
                     for (key, reason) in hindrances {
                         // A remaining time or another key of the same kind makes no other reason.
@@ -143,6 +146,7 @@ impl Ops {
                         progress(Progress::Unanswered(&why));
                         silent = Some(why);
                     }
+                    may_be_lost = true;
                 }
                 Err(e) => return Err(e),
             }
@@ -158,15 +162,18 @@ impl Ops {
         Ok(done)
     }
 
-    /// Returns what became of those of these entries that were attempted or cannot be, and the others.
+    /// Returns what became of those of these entries that were attempted or cannot be, then the others, then those of
+    /// the others that are not on the agenda, if the request for them may be lost.
     async fn look(
         &self,
         job: &KnownJob,
         waiting: &[EntryKey],
         trigger: Trigger,
         asked: RedisTime,
-    ) -> RedisResult<(Done, Vec<EntryKey>)> {
+        may_be_lost: bool,
+    ) -> RedisResult<(Done, Vec<EntryKey>, Vec<EntryKey>)> {
         let (mut done, mut still) = (Done::default(), Vec::with_capacity(waiting.len()));
+        let mut lost = Vec::new();
         let is_paused = self.paused(&job.name).await?.is_some();
         for page in waiting.chunks(PAGE) {
             // In this order: a value, or a dead letter, is there before its entry's attempt ends on the agenda.
@@ -193,6 +200,10 @@ impl Ops {
                         true if !is_in_flight => fail(paused_reason(job)),
                         _ => still.push(key.clone()),
                     },
+                    _ if may_be_lost && due.is_none() && !attempted && letter.is_none() => {
+                        still.push(key.clone());
+                        lost.push(key.clone());
+                    }
                     // Its attempt noted no failure in the metadata, as for a key of another type.
                     _ if letter.is_some() => fail(letter.unwrap_or_default()),
                     // The upstream was not asked again: see `absent_for`.
@@ -205,7 +216,7 @@ impl Ops {
                 }
             }
         }
-        Ok((done, still))
+        Ok((done, still, lost))
     }
 
     /// Returns these entries as failures: they were not fetched in time. `silent` is why Redis does not answer.

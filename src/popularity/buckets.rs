@@ -132,14 +132,14 @@ impl Reader {
     }
 }
 
-/// Returns the entries of a set for which `is_one` is true, as a [`Reader`] reads them.
+/// Returns the entries of a set for which `is_entry` is true, as a [`Reader`] reads them.
 ///
 /// # Errors
 /// Fails if Redis returns an error.
-pub(crate) async fn read(redis: &mut Connection, set: &str, is_one: impl Fn(&str) -> bool) -> RedisResult<KeySet> {
+pub(crate) async fn read(redis: &mut Connection, set: &str, is_entry: impl Fn(&str) -> bool) -> RedisResult<KeySet> {
     let (mut reader, mut entries) = (Reader::begin(redis, set).await?, KeySet::default());
     while let Some(names) = reader.next(redis).await? {
-        entries.extend(names.into_iter().filter(|name| is_one(name)));
+        entries.extend(names.into_iter().filter(|name| is_entry(name)));
     }
     Ok(entries)
 }

@@ -11,7 +11,7 @@ mod decay;
 pub(crate) mod feed;
 mod sample;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -120,7 +120,8 @@ impl Popularity {
         Ok(top)
     }
 
-    /// Returns the numbers of a job's entries by reads, the most read first; unread ones keep their order at the end.
+    /// Returns the numbers of a job's entries by reads, the most read first. Of the unread ones, those that the job's
+    /// file lists come first; the others keep their order.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
@@ -137,9 +138,15 @@ impl Popularity {
             read.extend(scores.filter_map(|(number, score)| Some((score?, number))));
         }
         read.sort_by(|(a, _), (b, _)| b.total_cmp(a));
-        let first: BTreeSet<usize> = read.iter().map(|(_, number)| *number).collect();
-        let others = (0..entries.len()).filter(move |number| !first.contains(number));
-        Ok(read.into_iter().map(|(_, number)| number).chain(others))
+        let listed = job.entries.list.iter().filter_map(|params| entries.number(job.key.write(params)?.as_str()));
+        let (mut first, mut is_first) = (Vec::new(), vec![false; entries.len()]);
+        for number in read.into_iter().map(|(_, number)| number).chain(listed) {
+            if !std::mem::replace(&mut is_first[number], true) {
+                first.push(number);
+            }
+        }
+        let others = (0..entries.len()).filter(move |number| !is_first[*number]);
+        Ok(first.into_iter().chain(others))
     }
 
     /// Adds reads to a job's counts: pairs of entry and number.

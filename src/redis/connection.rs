@@ -413,7 +413,7 @@ async fn probe(client: &Client, timeout: Duration) -> RedisResult<()> {
         AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(Some(timeout));
     let address = address_of(client);
     let answered = ping(&mut stranger::connect(client, &first_try, &address).await?).await;
-    answered.map_err(|error| stranger::explained(error, client.get_connection_info().addr(), &address))
+    answered.map_err(|error| stranger::explained_first(error, client.get_connection_info().addr(), &address))
 }
 
 fn manager(client: &Client, attempts: usize) -> RedisResult<Manager> {

@@ -42,10 +42,18 @@ pub(super) fn explained(error: RedisError, address: &ConnectionAddr, it: &str) -
     }
 }
 
-/// Returns `true` if a server does not speak as the URL says: the error names the remedy.
+/// Returns the error of the first command of a connection, as [`explained`] does. After it TLS is agreed on.
+pub(super) fn explained_first(error: RedisError, address: &ConnectionAddr, it: &str) -> RedisError {
+    let is_after_tls = matches!(address, ConnectionAddr::TcpTls { .. }) && error.kind() != ErrorKind::Parse;
+    if is_after_tls { error } else { explained(error, address, it) }
+}
+
+/// Returns `true` if a server answers, but not as the URL says: the error names the remedy. One that does not answer
+/// may be a Redis that is away.
 #[cfg(feature = "worker")]
 pub(crate) fn is_of_stranger(error: &RedisError) -> bool {
-    io_cause(error).and_then(io::Error::get_ref).is_some_and(|cause| cause.is::<Stranger>())
+    let answers = |cause: &&io::Error| cause.kind() == io::ErrorKind::InvalidData;
+    io_cause(error).filter(answers).and_then(io::Error::get_ref).is_some_and(|cause| cause.is::<Stranger>())
 }
 
 /// Returns what a server does that does not speak as the URL says, as the rest of a sentence.
@@ -73,8 +81,7 @@ fn fault(error: &RedisError, address: &ConnectionAddr) -> Option<(io::ErrorKind,
         (true, _) if is_end => format!("ends the connection before TLS is agreed on ({cause}): {without_tls}"),
         (true, io::ErrorKind::TimedOut) => format!("does not answer in time ({cause}): {without_tls}"),
         (false, _) if is_end => format!(
-            "ends the connection without an answer ({cause}): check host and port of the URL; a port that wants TLS \
-             needs a URL that begins with rediss"
+            "ends the connection without an answer ({cause}); a port that wants TLS needs a URL that begins with rediss"
         ),
         (true | false, _) => return None,
     };

@@ -179,7 +179,7 @@ impl<'a> FeedReading<'a> {
         if combinations == 0 {
             return Ok(());
         }
-        let beginning = excerpt(&item, EXCERPT);
+        let beginning = excerpt(item, EXCERPT);
         let reason = format!("makes no key of `{}`; it begins: {beginning}", self.job.key);
         Err(Skipped { combinations, is_useless: combinations == self.feed.with.len(), reason })
     }

@@ -30,7 +30,7 @@ use super::freshness::fresh;
 use super::inputs::{Lack, Missing};
 use super::recheck::{Needs, with_next_recheck};
 use super::{INPUT_WAIT, Running, SHORT_WAIT, Warmer};
-use crate::agenda::{Next, keep};
+use crate::agenda::{Next, When, keep};
 use crate::entry::{EntryKey, Outcome, Trigger, Validators};
 use crate::job::{Job, Params};
 use crate::redis::RedisTime;
@@ -247,11 +247,17 @@ impl Attempt<'_> {
     async fn prepare(&mut self) -> Step<()> {
         let (warmer, job, key) = (self.warmer, self.job, &self.entry.key);
         let Some(params) = job.key.read(key.as_str()) else {
-            // No job fetches it anew, so an open invalidation can only remove it; but a newer file may have the key.
+            // A newer file may have the key.
             if let Some(at) = warmer.invalidated(key).await?
                 && warmer.store.newer_file(job).await?.is_none()
             {
-                warmer.store.invalidate(key, at, Removal::Evict).await?;
+                match warmer.jobs.owner(key.as_str()) {
+                    Some((owner, _)) => {
+                        warmer.agenda.put(&owner.name, [key], When::NOW, Trigger::Invalidation).await?;
+                    }
+                    // No job fetches it anew, so an open invalidation can only remove it.
+                    None => _ = warmer.store.invalidate(key, at, Removal::Evict).await?,
+                }
             }
             let reason = "the job's key pattern has changed and does not match it, so nothing makes it anew";
             return Err(Stop::End(Ending::because(Outcome::Unowned, Next::Out, reason)));

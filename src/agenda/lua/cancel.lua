@@ -1,4 +1,5 @@
 -- Take evicted entries off the agenda, except those that were asked for since the eviction.
+-- A change of the key pattern evicts the entries of the earlier one in the same way.
 -- score.lua stands before this.
 -- KEYS  1 agenda
 -- ARGV  1 the eviction's time (ms)  2… entries (at most 1,000)

@@ -268,7 +268,9 @@ impl Remaker {
             if self.ops.noted().await?.get(&job.name) != Some(noted) {
                 return Ok(true);
             }
-            self.cancel_unowned(job).await?;
+            if !self.cancel_unowned(job, noted).await? {
+                return Ok(true);
+            }
             self.announce(job, plan);
             if plan.entries == 0 {
                 return self.end(job, noted).await.map(|()| true);
@@ -306,16 +308,35 @@ impl Remaker {
     }
 
     /// Takes the entries of an earlier key pattern off the agenda: nothing makes them anew, and they are no part of the
-    /// job. One that may be invalidated is rechecked, which removes its value.
-    async fn cancel_unowned(&self, job: &Job) -> RedisResult<()> {
-        let is_owned = |key: &EntryKey| job.key.read(key.as_str()).is_some();
-        let now = self.ops.store.now().await?;
-        let entries = self.ops.agenda.cancel_unowned(&job.name, now, is_owned).await?;
+    /// job. One that may be invalidated is rechecked, which removes its value. Returns `false` if the change became
+    /// another one meanwhile, or another worker has the lock: the pattern of a newer file may be the earlier one.
+    async fn cancel_unowned(&self, job: &Job, noted: &Noted) -> RedisResult<bool> {
+        let Self { ops, .. } = self;
+        let now = ops.store.now().await?;
+        let (mut cursor, mut entries) = (0, 0);
+        loop {
+            let (next, mut found) = ops.agenda.scan(&job.name, "*", cursor).await?;
+            found.retain(|key| job.key.read(key.as_str()).is_none());
+            if !found.is_empty() {
+                // A worker with a newer file announces it before it makes an entry due.
+                let is_present = self.leads().await?
+                    && ops.store.newer_file(job).await?.is_none()
+                    && ops.noted().await?.get(&job.name) == Some(noted);
+                if !is_present {
+                    return Ok(false);
+                }
+                entries += ops.agenda.cancel(&job.name, &found, now).await?;
+            }
+            cursor = next;
+            if cursor == 0 {
+                break;
+            }
+        }
         if entries > 0 {
             let job = &job.name;
             info!(%job, entries, "the key pattern has changed: entries of the earlier one are left to expire");
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Counts what a change causes; `None` if another worker has the lock.
