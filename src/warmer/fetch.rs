@@ -69,7 +69,7 @@ impl Attempt<'_> {
             let request = self.request(source);
             if request.as_ref().is_some_and(|request| self.is_cut(request)) {
                 self.return_permit().await;
-                cut = Some(known_cut(lease));
+                cut = Some(format!("its answer was cut off; {NOT_AGAIN}"));
                 failure.reason.clone_from(&cut);
                 continue;
             }
@@ -250,11 +250,4 @@ impl Warmer {
     fn closed_for(&self, job: &Job, source: usize) -> Option<Duration> {
         self.gates.get(job.sources[source].upstream()?)?.closed_for()
     }
-}
-
-/// Returns the reason of a request that is not made again: the one of its answer, with the limit, if it is the last.
-fn known_cut(lease: &Lease) -> String {
-    let last = lease.before.meta.as_ref().and_then(|meta| meta.last_attempt.reason.clone());
-    let is_of_cut = |reason: &String| reason.contains(NOT_AGAIN);
-    last.filter(is_of_cut).unwrap_or_else(|| format!("its answer was cut off; {NOT_AGAIN}"))
 }
