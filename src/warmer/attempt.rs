@@ -71,14 +71,6 @@ impl Ending {
         Self::dead(other_type_reason(what, "KEY"))
     }
 
-    /// Returns the ending of an entry whose next try comes by itself, and no more for the operator.
-    fn by_itself(mut self, entry: &Running) -> Self {
-        if let Next::In(wait) | Next::Aside(wait) = self.next {
-            self.next = Next::At(entry.since + entry.late + wait);
-        }
-        self
-    }
-
     /// Returns the ending of an entry whose invalidations came faster than its fetches.
     pub(super) fn overtaken() -> Self {
         let reason = "invalidated again and again while it was fetched";
@@ -161,7 +153,7 @@ impl Warmer {
                 let kept = async { self.keep_stale(job, entry, self.before_expiry(job, entry, ending).await).await };
                 let kept = AssertUnwindSafe(kept).catch_unwind().await;
                 let kept = kept.unwrap_or_else(|_| panicked(job, entry));
-                if is_carried_out { kept.by_itself(entry) } else { kept }
+                if is_carried_out { Attempt::by_itself(entry, kept) } else { kept }
             }
             Ok(Err(Stop::Redis(e))) => Ending::because(Outcome::Deferred, Next::In(SHORT_WAIT), format!("redis: {e}")),
             Err(_) => panicked(job, entry),

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use redis::RedisResult;
 
 use super::attempt::{Attempt, Ending, Step, Stop};
-use super::cut_off::{CutOff, NOT_AGAIN};
+use super::cut_off::NOT_AGAIN;
 use super::freshness::jitter;
 use super::{SHORT_WAIT, Warmer};
 use crate::agenda::Next;
 use crate::entry::Validators;
-use crate::entry::{Outcome, Priority, Trigger, Usage};
+use crate::entry::{Outcome, Priority, Usage};
 use crate::job::Job;
 use crate::source::LONGEST_WAIT;
 use crate::source::{Answer, Ask, Cost, FetchError, Permit};
@@ -132,60 +132,6 @@ impl Attempt<'_> {
     pub(super) fn ask<'b>(&'b self, source: usize, known: Option<&'b Validators>, deadline: Instant) -> Ask<'b> {
         let (params, inputs) = (&self.params, &self.inputs);
         Ask { job: self.job, source, key: &self.entry.key, params, inputs, known, deadline }
-    }
-}
-
-/// What is known of requests whose answers were cut off.
-impl Attempt<'_> {
-    /// Returns the first source to ask, of which one is known to be left out; `None` if each is.
-    pub(super) fn first_not_cut(&self, known: &[String]) -> Option<usize> {
-        let is_known = |source: &usize| self.request(*source).is_some_and(|request| self.is_left_out(known, &request));
-        (0..self.job.sources.len()).find(|source| known.is_empty() || !is_known(source))
-    }
-
-    /// Recalls what is known as a fetch begins. Requests that would be others by now are forgotten.
-    pub(super) fn recall_cut(&mut self, lease: &Lease) {
-        if self.cut.is_some() {
-            return;
-        }
-        let known = lease.before.meta.as_ref().map(|meta| meta.last_attempt.cut.clone()).unwrap_or_default();
-        let present = if known.is_empty() { 0 } else { self.job.sources.len() };
-        let requests = (0..present).filter_map(|source| self.request(source)).filter(|request| known.contains(request));
-        self.cut = Some(CutOff { requests: requests.collect(), is_paid: false });
-    }
-
-    /// Returns the hash of the request to a source, if it costs money.
-    pub(super) fn request(&self, source: usize) -> Option<String> {
-        self.warmer.sources.paid_request(&self.ask(source, None, Instant::now()))
-    }
-
-    /// Tells whether this request is not made since its answer was cut off.
-    pub(super) fn is_cut(&self, request: &str) -> bool {
-        self.cut.as_ref().is_some_and(|cut| self.is_left_out(&cut.requests, request))
-    }
-
-    fn is_left_out(&self, known: &[String], request: &str) -> bool {
-        self.entry.trigger != Trigger::Manual && known.iter().any(|known| known == request)
-    }
-
-    /// Notes whether the answer to a request was cut off.
-    pub(super) fn note_cut(&mut self, request: Option<String>, is_cut: bool) {
-        let (Some(request), Some(cut)) = (request, &mut self.cut) else { return };
-        cut.requests.retain(|known| *known != request);
-        if is_cut {
-            cut.requests.push(request);
-            cut.is_paid = true;
-        }
-    }
-
-    /// Returns what the metadata note; `None` before a fetch, which changes nothing.
-    pub(super) fn cut_requests(&self) -> Option<Vec<String>> {
-        self.cut.as_ref().map(|cut| cut.requests.clone())
-    }
-
-    /// Tells that an operator's request was made, and its answer was cut off: no later try repeats it.
-    pub(super) fn is_carried_out(&self) -> bool {
-        self.entry.trigger == Trigger::Manual && self.cut.as_ref().is_some_and(|cut| cut.is_paid)
     }
 }
 
