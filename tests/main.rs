@@ -19,7 +19,6 @@ mod compose;
 mod connection;
 mod consistency;
 mod cron;
-mod cut_off;
 mod demo;
 mod dependencies;
 mod deploy;

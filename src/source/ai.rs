@@ -102,12 +102,7 @@ fn hinted(error: FetchError, source: &AiSource) -> FetchError {
 /// Returns whether the present value was made from what it would be made from now.
 pub(super) fn unchanged(source: &AiSource, ask: &Ask<'_>) -> bool {
     let Some(known) = ask.known.and_then(|known| known.prompt.as_ref()) else { return false };
-    made_from(source, ask).is_some_and(|made_from| made_from == *known)
-}
-
-/// Returns the fingerprint of what a value would be made from; `None` if no request can be made.
-pub(super) fn made_from(source: &AiSource, ask: &Ask<'_>) -> Option<String> {
-    request(source, ask).ok().map(|(_, body)| fingerprint(source, &body))
+    request(source, ask).is_ok_and(|(_, body)| fingerprint(source, &body) == *known)
 }
 
 /// The URL and the body.

@@ -20,7 +20,7 @@ mod secrets;
 pub mod simulated;
 
 use crate::entry::Validators;
-use crate::entry::{EntryKey, UpstreamName, hash};
+use crate::entry::{EntryKey, UpstreamName};
 use crate::job::{Feed, Job, Jobs, Params, Source, Template};
 use client::Client;
 use secrets::Secrets;
@@ -214,14 +214,6 @@ impl Sources {
     pub fn unchanged_without_asking(&self, ask: &Ask<'_>) -> bool {
         let Some(Source::Ai(source)) = ask.job.sources.get(ask.source) else { return false };
         ai::unchanged(source, ask)
-    }
-
-    /// Returns a hash of a request that costs money, and of the job file that it is made from; `None` for other sources,
-    /// and if no request can be made.
-    pub fn paid_request(&self, ask: &Ask<'_>) -> Option<String> {
-        let Some(Source::Ai(source)) = ask.job.sources.get(ask.source) else { return None };
-        let made_from = ai::made_from(source, ask)?;
-        Some(hash(&format!("{} {} {made_from}", ask.job.made, ask.source)))
     }
 
     /// Returns the AI tokens that a request may cost. The upstream's budget must have room for them.

@@ -344,7 +344,7 @@ impl Store {
             .arg(token)
             .arg(last_attempt.map(LastAttempt::attempt).unwrap_or_default())
             .arg(last_attempt.map(LastAttempt::to_json).unwrap_or_default())
-            .arg(millis(last_attempt.map_or(META_OUTLIVES, LastAttempt::kept_for)))
+            .arg(millis(META_OUTLIVES))
             .invoke_async(&mut self.redis.clone())
             .await?;
         let done = reply.first().is_some_and(|what| what == "done");

@@ -30,16 +30,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::META_OUTLIVES;
 use super::rechecks::Rechecks;
 use crate::entry::Outcome;
 use crate::entry::Trigger;
 use crate::entry::Validators;
 use crate::entry::Version;
 use crate::redis::RedisTime;
-
-/// How long a request is remembered whose answer was cut off.
-const CUT_REMEMBERED: Duration = Duration::from_secs(30 * 86_400);
 
 /// Metadata of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,10 +119,6 @@ pub struct LastAttempt {
     /// The entry had a value when it went with its input. It is made again when the input returns.
     #[serde(rename = "v", default, skip_serializing_if = "std::ops::Not::not")]
     pub had_value: bool,
-    /// Hashes of the requests whose answers were cut off, one a source at most: see
-    /// [`crate::source::Sources::paid_request`]. Earlier builds ignore it, and drop it where they fetch the entry.
-    #[serde(rename = "x", default, skip_serializing_if = "Vec::is_empty")]
-    pub cut: Vec<String>,
     /// The time of a doubt: after a gap, an invalidation may have been missed. See [`Meta::is_in_doubt`].
     #[serde(rename = "u", default, skip_serializing_if = "is_never")]
     pub doubted: RedisTime,
@@ -281,11 +273,6 @@ impl LastAttempt {
         serde_json::to_string(self).unwrap_or_else(|_| "{}".to_owned())
     }
 
-    /// Returns how long the metadata of an entry without a value are kept.
-    pub(super) fn kept_for(&self) -> Duration {
-        if self.cut.is_empty() { META_OUTLIVES } else { CUT_REMEMBERED }
-    }
-
     /// Returns the last attempt as it stands in the head; empty for the usual one.
     pub fn attempt(&self) -> String {
         let number = |number: i64, usual: i64| if number == usual { String::new() } else { number.to_string() };
@@ -381,7 +368,6 @@ mod tests {
             reason: Some("503 Service Unavailable".into()),
             gone_with: Some("art:a".into()),
             had_value: true,
-            cut: vec!["1a2B3c".into()],
             doubted: at(21),
         };
         let packed = format!("1 2 3 0 h/{} {}", last_attempt.attempt(), last_attempt.to_json());

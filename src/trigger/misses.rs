@@ -20,7 +20,7 @@ use crate::entry::Trigger;
 use crate::job::{Job, Jobs};
 use crate::protocol::Keys;
 use crate::redis::{Backoff, Connection, RedisTime, lead};
-use crate::store::{META_OUTLIVES, Meta};
+use crate::store::Meta;
 
 /// The time for which a miss waits: an entry that a warmup asked for in vain is on the agenda by then.
 const WAIT: Duration = Duration::from_millis(300);
@@ -264,8 +264,7 @@ fn is_wanted(job: &Job, meta: Option<Meta>, due: Option<Due>, now: RedisTime) ->
     let is_gone = meta.as_ref().is_some_and(|meta| meta.is_absent(&job.requests, job.warm.absent_for, now));
     let last = meta.map(|meta| meta.last_attempt).unwrap_or_default();
     // An entry that failed waits for its retry, however many clients ask for it.
-    let is_recent = now < last.attempted + META_OUTLIVES;
-    let has_failed = last.failures > 0 && (due.is_some() || last.failures >= job.warm.attempts && is_recent);
+    let has_failed = last.failures > 0 && (due.is_some() || last.failures >= job.warm.attempts);
     !is_due && !is_gone && !has_failed
 }
 

@@ -25,7 +25,6 @@ use serde_json::{Map, Value};
 use tokio::sync::MutexGuard;
 use tracing::error;
 
-use super::cut_off::CutOff;
 use super::freshness::fresh;
 use super::inputs::{Lack, Missing};
 use super::recheck::{Needs, with_next_recheck};
@@ -115,8 +114,6 @@ pub(super) struct Attempt<'a> {
     pub(super) gone_input: Option<EntryKey>,
     /// The number of the source that is asked first, and the permit of its upstream, where it has one.
     pub(super) permit: Option<(usize, Option<Permit>)>,
-    /// What is known of answers that were cut off, once a fetch has begun.
-    pub(super) cut: Option<CutOff>,
     /// The token of the lease, while the attempt holds one or may hold one.
     pub(super) token: Option<String>,
     /// An entry that is evicted meanwhile stays away.
@@ -136,14 +133,12 @@ impl Warmer {
             inputs: Map::new(),
             gone_input: None,
             permit: None,
-            cut: None,
             token: None,
             keeps_absent: false,
             suspect: None,
         };
         let ended = AssertUnwindSafe(attempt.run()).catch_unwind().await;
         attempt.give_back().await;
-        let is_carried_out = attempt.is_carried_out();
         drop(attempt);
         match ended {
             Ok(
@@ -152,8 +147,7 @@ impl Warmer {
             ) => {
                 let kept = async { self.keep_stale(job, entry, self.before_expiry(job, entry, ending).await).await };
                 let kept = AssertUnwindSafe(kept).catch_unwind().await;
-                let kept = kept.unwrap_or_else(|_| panicked(job, entry));
-                if is_carried_out { Attempt::by_itself(entry, kept) } else { kept }
+                kept.unwrap_or_else(|_| panicked(job, entry))
             }
             Ok(Err(Stop::Redis(e))) => Ending::because(Outcome::Deferred, Next::In(SHORT_WAIT), format!("redis: {e}")),
             Err(_) => panicked(job, entry),
@@ -286,13 +280,12 @@ impl Attempt<'_> {
         }
     }
 
-    /// Waits for a permit of the first source that admits a request, unless no request is to be made.
+    /// Waits for a permit of the first source that admits a request, unless the value may be kept without a request.
     async fn admit(&mut self) -> Step<()> {
         let (warmer, job) = (self.warmer, self.job);
-        if self.gone_input.is_some() {
+        if self.gone_input.is_some() || self.is_kept_unasked().await? {
             return Ok(());
         }
-        let Some(first) = self.first_to_ask().await? else { return Ok(()) };
         if job.may_hold_unasked() && warmer.store.leased(std::slice::from_ref(&self.entry.key)).await? == [true] {
             // A permit would spend a request of the upstream's rate, and the entry may be kept after the other fetch.
             return Err(Stop::End(Ending::new(Outcome::Busy, Next::In(SHORT_WAIT))));
@@ -305,7 +298,7 @@ impl Attempt<'_> {
         // Other entries of such a job may need no request while the upstream is closed: this one makes room for them.
         let is_futile = job.may_hold_unasked() && warmer.is_closed(job);
         let wait = if is_futile { Duration::ZERO } else { warmer.admission_wait };
-        self.permit = Some(self.admit_any(first, Instant::now() + wait).await.map_err(Stop::End)?);
+        self.permit = Some(self.admit_any(Instant::now() + wait).await.map_err(Stop::End)?);
         Ok(())
     }
 

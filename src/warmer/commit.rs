@@ -130,7 +130,6 @@ impl Attempt<'_> {
                 Some(_) => None,
                 None => self.rechecks_to_come(lease, round, content, version).await?,
             },
-            cut: self.cut_requests().unwrap_or_default(),
             version,
             ..LastAttempt::default()
         };

@@ -50,10 +50,8 @@ impl Attempt<'_> {
             last_attempt.failures = 0;
         }
         let before = lease.before.meta.as_ref().and_then(|meta| meta.last_attempt.reason.as_ref());
-        let is_other_request = last_attempt.cut.is_empty()
-            && lease.before.meta.as_ref().is_some_and(|meta| !meta.last_attempt.cut.is_empty());
-        if is_other_request || is_of_input(before) && !is_of_input(last_attempt.reason.as_ref()) {
-            // Its input is back, or its request is another: what follows are its own failures.
+        if is_of_input(before) && !is_of_input(last_attempt.reason.as_ref()) {
+            // Its input is back: what follows are its own failures.
             (last_attempt.failures, last_attempt.retry) = (0, RedisTime::ZERO);
         }
         let is_futile = matches!(failure.next, Next::Dead(_));
@@ -134,7 +132,6 @@ impl Attempt<'_> {
             trigger: Some(self.entry.trigger),
             attempted: lease.fetched_at,
             reason: ending.reason.as_deref().map(bounded),
-            cut: self.cut_requests().unwrap_or(before.cut),
             ..before
         }
     }

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use redis::RedisResult;
 
 use super::attempt::{Attempt, Ending, Step, Stop};
-use super::cut_off::NOT_AGAIN;
 use super::freshness::jitter;
 use super::{SHORT_WAIT, Warmer};
 use crate::agenda::Next;
@@ -20,26 +19,20 @@ use crate::store::Lease;
 const PEEK: Duration = Duration::from_millis(50);
 
 impl Attempt<'_> {
-    /// Returns the first source to ask. `None` if none is: AI would make the present value from the same, or the answers
-    /// to these very requests were cut off.
-    pub(super) async fn first_to_ask(&self) -> RedisResult<Option<usize>> {
+    /// Tells whether the present value holds without a request: AI would make it from the same.
+    pub(super) async fn is_kept_unasked(&self) -> RedisResult<bool> {
         if !self.job.may_hold_unasked() {
-            return Ok(Some(0));
+            return Ok(false);
         }
         let snapshot = self.warmer.store.snapshot(&self.entry.key).await?;
-        if let Some(meta) = snapshot.ours().filter(|meta| meta.invalidated.is_none()) {
-            let ask = self.ask(0, Some(&meta.last_attempt.validators), Instant::now());
-            if self.warmer.sources.unchanged_without_asking(&ask) {
-                return Ok(None);
-            }
-        }
-        Ok(self.first_not_cut(snapshot.meta.as_ref().map_or(&[], |meta| &meta.last_attempt.cut)))
+        let Some(meta) = snapshot.ours().filter(|meta| meta.invalidated.is_none()) else { return Ok(false) };
+        let ask = self.ask(0, Some(&meta.last_attempt.validators), Instant::now());
+        Ok(self.warmer.sources.unchanged_without_asking(&ask))
     }
 
-    /// Waits until `until` for the first source that admits a request, beginning with source `first`; returns its number
-    /// and the permit.
-    pub(super) async fn admit_any(&self, first: usize, until: Instant) -> Result<(usize, Option<Permit>), Ending> {
-        let mut source = first;
+    /// Waits until `until` for the first source that admits a request; returns its number and the permit.
+    pub(super) async fn admit_any(&self, until: Instant) -> Result<(usize, Option<Permit>), Ending> {
+        let mut source = 0;
         loop {
             match self.warmer.admit(&self.ask(source, None, until), self.entry.priority, until).await {
                 Ok(permit) => return Ok((source, permit)),
@@ -56,22 +49,15 @@ impl Attempt<'_> {
         let (warmer, job, deadline) = (self.warmer, self.job, lease.deadline);
         let mut failure = Ending::because(Outcome::Failed, Next::Out, "no source");
         let first = self.permit.as_ref().map_or(0, |(source, _)| *source);
+        let mut is_futile = first == 0;
         // Of a first source that is only asked later, the next try may bring an answer.
-        let (mut is_futile, mut cut) = (first == 0, None);
-        self.recall_cut(lease);
+        let (mut cut, mut is_later) = (None, first > 0);
         for source in first..job.sources.len() {
             let known = known.filter(|_| source == 0);
             if warmer.sources.unchanged_without_asking(&self.ask(source, known, deadline)) {
                 // Nothing is asked: others may use the permit during the commit.
                 self.return_permit().await;
                 return Ok(Answer::Unchanged);
-            }
-            let request = self.request(source);
-            if request.as_ref().is_some_and(|request| self.is_cut(request)) {
-                self.return_permit().await;
-                cut = Some(format!("its answer was cut off; {NOT_AGAIN}"));
-                failure.reason.clone_from(&cut);
-                continue;
             }
             let permit = match self.permit.take() {
                 Some((_, permit)) => permit,
@@ -82,7 +68,7 @@ impl Attempt<'_> {
                     match warmer.admit(&self.ask(source, known, deadline), self.entry.priority, until).await {
                         Ok(permit) => permit,
                         Err(ending) => {
-                            (failure, is_futile) = (ending, false);
+                            (failure, is_futile, is_later) = (ending, false, true);
                             continue;
                         }
                     }
@@ -92,40 +78,31 @@ impl Attempt<'_> {
             let (answer, tokens_spent) = warmer.sources.fetch_with(&ask, permit).await;
             warmer.usage.add(&job.name, Usage { tokens_spent, ..Usage::default() });
             match answer {
-                Ok(answer) => {
-                    self.note_cut(request, false);
-                    return Ok(answer);
-                }
+                Ok(answer) => return Ok(answer),
                 Err(e) => {
-                    is_futile &= matches!(e, FetchError::Unrenderable(_) | FetchError::Cut(_));
                     if let FetchError::Cut(reason) = &e {
-                        cut = Some(format!("{reason}; {NOT_AGAIN}"));
-                        self.note_cut(request, true);
+                        cut = Some(reason.clone());
                     }
+                    is_futile &= matches!(e, FetchError::Unrenderable(_));
                     failure = warmer.failure(job, source, e);
+                    is_later |= failure.outcome == Outcome::Deferred;
                 }
             }
         }
-        Err(Stop::NoValue(self.without_answer(failure, is_futile, cut)))
-    }
-
-    /// Returns the ending of an attempt whose sources gave no answer, the last one for the reason of `failure`. `cut` is
-    /// the reason of one whose answer was cut off. If all is futile, the next try could bring nothing else.
-    fn without_answer(&self, mut failure: Ending, is_futile: bool, cut: Option<String>) -> Ending {
-        let reason = failure.reason.take().unwrap_or_default();
-        match cut {
-            Some(cut) if is_futile => Ending::dead(cut),
-            Some(cut) if cut.starts_with(&reason) => Ending { reason: Some(cut), ..failure },
-            Some(cut) => Ending { reason: Some(format!("{reason}; of another source: {cut}")), ..failure },
-            None if is_futile => {
-                let key = &self.entry.key;
-                Ending::dead(format!(
-                    "{reason}; no request can be made for this key: correct the template, or drop the key with \
-                     `samovar invalidate '{key}' --evict`"
-                ))
-            }
-            None => Ending { reason: Some(reason), ..failure },
+        if let Some(reason) = cut.filter(|_| !is_later) {
+            // Whatever a fallback says: the next try would pay for such an answer again.
+            failure = Ending::dead(format!(
+                "{reason}; it was paid for, so it is not asked for again before the next warmup, invalidation or demand"
+            ));
+        } else if is_futile {
+            let reason = failure.reason.take().unwrap_or_default();
+            let key = &self.entry.key;
+            failure = Ending::dead(format!(
+                "{reason}; no request can be made for this key: correct the template, or drop the key with \
+                 `samovar invalidate '{key}' --evict`"
+            ));
         }
+        Err(Stop::NoValue(failure))
     }
 
     /// Returns the request to a source.

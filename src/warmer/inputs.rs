@@ -374,9 +374,6 @@ impl Warmer {
                 due.push(key);
             } else if is_due {
                 unserved.push(key);
-            } else if matches!(why, Wake::Changed(_)) && meta.is_some_and(|meta| !meta.last_attempt.cut.is_empty()) {
-                // Its answer was cut off, and its request is another by now.
-                unserved.push(key);
             } else if !matches!(why, Wake::Outdated(_)) {
                 others.push(key);
             }

@@ -11,7 +11,6 @@
 mod absence;
 mod attempt;
 mod commit;
-mod cut_off;
 mod failure;
 mod fetch;
 mod finisher;
