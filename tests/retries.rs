@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use samovar::agenda::When;
+use samovar::entry::Trigger;
 use samovar::job::{Jobs, KnownJobs};
 use samovar::ops::Ops;
 use samovar::redis::Troubles;
@@ -10,7 +12,9 @@ use samovar::worker::maintenance::Retrier;
 use samovar::worker::maintenance::retrier::Retried;
 use serde_json::{Value, json};
 
-use crate::support::{Art, JobsFolder, Parts, Reply, TestRedis, Upstream, both, eventually, readable, samovar, worker};
+use crate::support::{
+    Art, JobsFolder, Parts, Reply, TestRedis, Upstream, art, at_rest, both, eventually, job, readable, samovar, worker,
+};
 
 /// As good as none; a lock has a TTL.
 const NO_REST: Duration = Duration::from_millis(1);
@@ -87,7 +91,7 @@ async fn a_paused_job_is_given_one_entry_to_try() {
     let (retrier, mut retried) = (retrier(&parts, &jobs, NO_REST), Retried::new());
     for _ in 0..3 {
         round(&parts, &retrier, &mut retried).await;
-        assert_eq!((dead(&redis).await, upstream.all_requests().len()), (11, 12));
+        assert_eq!((dead(&redis).await, upstream.all_requests().len()), (12, 12));
     }
 }
 
@@ -114,6 +118,40 @@ async fn a_worker_tries_by_itself_what_its_service_failed() {
     assert_eq!(upstream.all_requests().len(), 1);
     let shown = samovar(["dead"]).redis(&redis).jobs(&jobs).run().await.stdout;
     assert_eq!(shown.matches("tried again every minute").count(), 1, "{shown}");
+}
+
+/// And not as often as its job's attempts allow.
+#[tokio::test]
+async fn an_entry_that_is_tried_again_is_asked_for_once() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| Reply::text("<html>Please wait</html>"));
+    let jobs = Art::of(&upstream).list(["a"]).warm("attempts = 2\nevery = \"30d\"").folder();
+    let _worker = worker(&redis, &jobs);
+    settled(&redis, &upstream, 1, 2).await;
+    let parts = Parts::of(&redis).await;
+    let (retrier, mut retried) = (retrier(&parts, &jobs, NO_REST), Retried::new());
+    for requests in [3, 4] {
+        round(&parts, &retrier, &mut retried).await;
+        settled(&redis, &upstream, 1, requests).await;
+        at_rest(&redis).await;
+        assert_eq!(upstream.all_requests().len(), requests);
+    }
+}
+
+#[tokio::test]
+async fn a_dead_letter_that_is_due_says_when_it_is_tried_again() {
+    let (redis, upstream) = both().await;
+    let jobs = failing(&upstream);
+    let _worker = worker(&redis, &jobs);
+    settled(&redis, &upstream, 12, 12).await;
+    let parts = Parts::of(&redis).await;
+    let at = parts.now().await + Duration::from_secs(605);
+    parts.agenda.put(&job(), [&art("7")], When::Due(at), Trigger::Recheck).await.unwrap();
+    let shown = samovar(["dead", "art:7", "--json"]).redis(&redis).jobs(&jobs).run().await;
+    let shown: Value = serde_json::from_str(&shown.stdout).unwrap();
+    assert_eq!(shown["dead"][0]["due_ms"], json!(at.as_millis()), "{shown}");
+    let shown = samovar(["dead"]).redis(&redis).jobs(&jobs).run().await.stdout;
+    assert!(shown.contains("TRIED AGAIN") && shown.contains("in 10m"), "{shown}");
 }
 
 #[tokio::test]

@@ -125,7 +125,7 @@ impl List {
             };
             println!("{}", wrapped(&escaped(&format!("{job}: {reason}")), "  "));
             if letters.iter().any(|letter| ops.may_pass(letter)) {
-                println!("  Some of these are tried again every minute.");
+                println!("  One of these is tried again every minute, and more of them once one lands.");
             }
             let is_due = letters.iter().any(|letter| letter.due_ms.is_some());
             let mut rows = table(&["KEY", "GIVEN UP", "TRIED AGAIN"][..if is_due { 3 } else { 2 }]);

@@ -12,7 +12,7 @@ use crate::entry::Trigger;
 use crate::entry::{EntryKey, JobName};
 use crate::job::KnownJob;
 use crate::redis::{RedisTime, is_of_keys};
-use crate::warmer::{MISSING, USED_UP};
+use crate::warmer::{USED_UP, is_of_input};
 
 /// Dead letters read at once.
 const AT_ONCE: usize = 50;
@@ -122,7 +122,7 @@ impl Ops {
     ///
     /// # Errors
     /// Fails if Redis returns an error; some may be back on the agenda.
-    pub(crate) async fn put_back(&self, job: &KnownJob, dead: &[Dead]) -> RedisResult<()> {
+    async fn put_back(&self, job: &KnownJob, dead: &[Dead]) -> RedisResult<()> {
         let keys: Vec<EntryKey> = dead.iter().map(|dead| EntryKey::new(&*dead.key)).collect();
         // First put on the agenda, then removed from the dead letters: a crash in between only leaves a superfluous
         // letter.
@@ -168,7 +168,8 @@ impl Ops {
     pub fn may_pass(&self, dead: &Dead) -> bool {
         let is_retried = self.jobs.jobs.get(dead.job.as_str()).is_some_and(|job| job.is_retried);
         let reason = dead.reason.as_deref().unwrap_or_default();
-        is_retried && reason.starts_with(USED_UP) && !reason.contains(MISSING)
+        let last = reason.strip_prefix(USED_UP).and_then(|rest| rest.split_once(" times, last: "));
+        is_retried && last.is_some_and(|(_, last)| !is_of_input(last))
     }
 
     /// Returns the named jobs; all if nothing is named.

@@ -62,7 +62,11 @@ impl Ops {
 
 fn notice(job: &KnownJob, dead: u64, alive: u64) -> String {
     let KnownJob { name, is_retried, .. } = job;
-    let retried = if *is_retried { "what its service failed is tried again every minute, and " } else { "" };
+    let retried = if *is_retried {
+        "one that its service failed is tried again every minute, and more once it lands; "
+    } else {
+        ""
+    };
     format!(
         "{dead} entries of {name} are given up, and {alive} are on its agenda: `samovar dead {name}` tells why; {retried}\
          when the cause is gone, `samovar dead {name} --retry` asks for them again, as does the next warmup"

@@ -17,3 +17,11 @@ static LEAD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/l
 pub(crate) async fn lead(redis: &Connection, key: &str, worker: &str, ttl: Duration) -> RedisResult<bool> {
     LEAD.key(key).arg(worker).arg(duration::millis(ttl)).invoke_async(&mut redis.clone()).await
 }
+
+/// Gives leadership up, if the worker has it: another need not wait for the end of its TTL.
+///
+/// # Errors
+/// Redis's.
+pub(crate) async fn resign(redis: &Connection, key: &str, worker: &str) -> RedisResult<()> {
+    LEAD.key(key).arg(worker).arg(0).invoke_async(&mut redis.clone()).await
+}

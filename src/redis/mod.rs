@@ -40,7 +40,7 @@ pub use health::{Health, LoopHealth, Troubles};
 pub(crate) use incarnation::Incarnation;
 pub use info::ServerInfo;
 #[cfg(feature = "worker")]
-pub(crate) use leader::lead;
+pub(crate) use leader::{lead, resign};
 #[cfg(feature = "worker")]
 pub(crate) use passing::passes;
 #[cfg(feature = "worker")]

@@ -83,6 +83,11 @@ impl Rechecks {
         Self { before: String::new(), lone: false, ..self }
     }
 
+    /// Returns when the invalidation came that they follow; `None` for those of a doubt.
+    pub fn since_invalidation(&self) -> Option<RedisTime> {
+        (!self.of_doubt).then_some(self.since)
+    }
+
     /// Leaves only the last recheck, as after a doubt.
     #[must_use]
     pub fn after_doubt(self) -> Self {

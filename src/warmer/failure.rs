@@ -7,7 +7,7 @@ use redis::RedisResult;
 use super::INPUT_WAIT;
 use super::attempt::{Attempt, Ending};
 use super::freshness::{RETRY_PLAUSIBLE, longest_retry, retry_after};
-use super::inputs::{Lack, Missing, input_named_in, missing};
+use super::inputs::{Lack, Missing, input_named_in, is_of_input, missing};
 use crate::agenda::{Next, keep};
 use crate::entry::EntryKey;
 use crate::entry::{Outcome, Recheck, Trigger, excerpt};
@@ -49,8 +49,8 @@ impl Attempt<'_> {
         {
             last_attempt.failures = 0;
         }
-        let before = lease.before.meta.as_ref().and_then(|meta| meta.last_attempt.reason.as_ref());
-        if is_of_input(before) && !is_of_input(last_attempt.reason.as_ref()) {
+        let before = lease.before.meta.as_ref().and_then(|meta| meta.last_attempt.reason.as_deref());
+        if before.is_some_and(is_of_input) && !last_attempt.reason.as_deref().is_some_and(is_of_input) {
             // Its input is back: what follows are its own failures.
             (last_attempt.failures, last_attempt.retry) = (0, RedisTime::ZERO);
         }
@@ -157,11 +157,6 @@ impl Attempt<'_> {
     }
 }
 
-/// Tells whether this is the reason of an entry whose input was given up.
-fn is_of_input(reason: Option<&String>) -> bool {
-    reason.is_some_and(|reason| input_named_in(reason) > 0)
-}
-
 /// Returns a reason that is not too long. The name of an input that is missing stays whole, because dead letters are
 /// found by it.
 fn bounded(reason: &str) -> String {
@@ -194,7 +189,7 @@ mod tests {
         let why = "ü".repeat(2 * LONGEST_REASON);
         assert_eq!(bounded(&format!("{input}{why}")), format!("{input}{}…", "ü".repeat(LONGEST_REASON)));
         assert_eq!(bounded(&why), format!("{}…", "ü".repeat(LONGEST_REASON)));
-        assert!(is_of_input(Some(&bounded(&format!("{input}{why}")))));
-        assert!(!is_of_input(Some(&"its input art:a is gone".to_owned())));
+        assert!(is_of_input(&bounded(&format!("{input}{why}"))));
+        assert!(!is_of_input("its input art:a is gone"));
     }
 }

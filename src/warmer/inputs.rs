@@ -21,7 +21,7 @@ pub const FRESH_INPUT_WAIT: Duration = Duration::from_secs(300);
 
 /// The texts before and after the key of an input that was given up, in the reason of an entry that waits for it.
 const INPUT: &str = "its input ";
-pub(crate) const MISSING: &str = " is missing: ";
+const MISSING: &str = " is missing: ";
 
 /// Why an entry's dependants become due.
 #[derive(Clone, Copy)]
@@ -418,6 +418,11 @@ pub(super) fn missing(input: &EntryKey) -> String {
 pub(super) fn input_named_in(reason: &str) -> usize {
     let named = reason.starts_with(INPUT).then(|| reason.find(MISSING)).flatten();
     named.map_or(0, |at| at + MISSING.len())
+}
+
+/// Tells whether this is the reason of an entry whose input was given up.
+pub(crate) fn is_of_input(reason: &str) -> bool {
+    input_named_in(reason) > 0
 }
 
 /// Tells whether an entry without a value is gone because an input is.

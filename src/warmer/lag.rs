@@ -110,6 +110,9 @@ impl Attempt<'_> {
         let invalidated = self.invalidated(lease, round);
         // A lag counts from the invalidation, another program's answer from this one.
         let since = invalidated.filter(|_| self.job.may_lag()).unwrap_or_else(|| lease.now());
+        // A message that is handled once more may be older than one whose rechecks are to come.
+        let open = meta.and_then(|meta| meta.last_attempt.rechecks.as_ref()?.since_invalidation());
+        let since = open.filter(|open| *open <= lease.fetched_at).map_or(since, |open| since.max(open));
         let before = meta.map_or_else(|| "-".to_owned(), |meta| meta.hash.clone());
         let is_lone = !round.is_again && meta.is_none_or(|meta| meta.last_attempt.rechecks.is_none());
         let mut rechecks = Rechecks::new(since, before, is_lone);

@@ -43,7 +43,7 @@ pub use finisher::Finisher;
 pub(crate) use freshness::retry_after;
 use in_flight::{InFlight, Place};
 pub use inputs::FRESH_INPUT_WAIT;
-pub(crate) use inputs::MISSING;
+pub(crate) use inputs::is_of_input;
 use usage_buffer::UsageBuffer;
 
 use crate::agenda::{Agenda, Claimed, Due, Finished, Next};

@@ -7,7 +7,7 @@ use tracing::debug;
 
 use super::attempt::Ending;
 use super::failure::USED_UP;
-use super::freshness::{longest_retry, retry_after};
+use super::freshness::retry_after;
 use super::{Running, Warmer};
 use crate::agenda::Next;
 use crate::entry::Outcome;
@@ -52,8 +52,8 @@ impl Warmer {
         let wait = match &ending.next {
             Next::In(wait) | Next::Aside(wait) => *wait,
             Next::Dead(reason) if reason.starts_with(USED_UP) => retry_after(ending.failures),
-            // Such a try may cost money, and fails again.
-            Next::Dead(_) => longest_retry(),
+            // Such a try may cost money, and fails again: there is none, and the old value stays as long as it may.
+            Next::Dead(_) => job.ttl + job.warm.stale_if_error,
             _ => return ending,
         };
         // By then the next try has an answer, or has come here again.

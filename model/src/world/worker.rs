@@ -215,6 +215,10 @@ impl Lease {
             1 if self.rounds > 0 => Some((self.fetched_at, 0)),
             1 => {
                 let since = before.map_or(self.fetched_at, |meta| meta.invalidated.min(self.fetched_at));
+                // A message that is handled once more may be older than one whose rechecks are to come.
+                let later =
+                    open.filter(|(at, flags)| *flags < 32 && *at <= self.fetched_at).map_or(since, |(at, _)| at);
+                let since = since.max(later);
                 Some((since, if is_doubt { 4 | 32 } else { 1 }))
             }
             _ => open,

@@ -19,7 +19,7 @@ const ROWS: &[&str] = &[
      [1,{} *,x~y,",
     "ops/lua/digest_descriptions.lua | one-job |",
     " | HSET one-job a b |",
-    "redis/lua/lead.lua | leader | one,two 5,1000",
+    "redis/lua/lead.lua | leader | one,two 5,1000,0",
     "queue/lua/push.lua | q:active q:data | q:meta: 3,9 0,1 signal go id1,id2,id3 p1,p2 id4,id5 p3",
     "queue/lua/pull.lua | q:active q:data q:inflight:one,q:inflight:two q:workers | q:meta: one,two 1,3",
     "queue/lua/ack.lua | q:inflight:one,q:inflight:two q:data | q:meta: id1,id4 id2,id5",

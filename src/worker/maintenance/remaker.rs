@@ -25,7 +25,7 @@ use crate::job::{Job, Jobs, Params};
 use crate::ops::{Noted, Ops, Plan, has_old_file, still_waits, with_another_file};
 use crate::popularity::Popularity;
 use crate::queue::Queue;
-use crate::redis::{Backoff, Scan, Troubles, lead};
+use crate::redis::{Backoff, Scan, Troubles, lead, resign};
 use crate::source::Sources;
 use crate::store::Snapshot;
 
@@ -138,7 +138,7 @@ impl Remaker {
         }
         // Another worker need not wait for the lock. A worker that announces nothing may still fetch while it drains.
         let _ = self.ops.forget_files(&[self.worker.to_string()]).await;
-        let _ = lead(&self.ops.redis, &self.ops.keys.remaker(), &self.worker, Duration::from_millis(1)).await;
+        let _ = resign(&self.ops.redis, &self.ops.keys.remaker(), &self.worker).await;
     }
 
     /// Carries out the changes that wait for no other worker; returns the time until the next round.

@@ -1,9 +1,10 @@
 //! The retrier: tries entries again every minute that used up their attempts while their service failed.
 //!
 //! One worker of the fleet has the lock. For each job whose fetches cost nothing, it puts one dead letter back on the
-//! agenda, the oldest first, as `samovar dead --retry` does; then twice as many as have landed since, so that a service
-//! which works again soon has all of them. Where none landed it begins anew with one, and it waits while what it put
-//! back waits for a limit, a breaker or a pause. An entry rests for a minute after its own failure.
+//! agenda, the oldest first, as a warmup does; then twice as many as have landed since, so that a service which works
+//! again soon has all of them. Each is tried once, and is a dead letter until it lands. Where none landed it begins anew
+//! with one, and it waits while what it put back waits for a limit, a breaker or a pause. An entry rests for a minute
+//! after its own failure.
 //!
 //! On failure: what it knows is in memory only, so another worker begins with one entry a job.
 
@@ -15,10 +16,11 @@ use redis::RedisResult;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
+use crate::agenda::When;
 use crate::entry::{EntryKey, JobName, Outcome, Trigger};
 use crate::job::KnownJob;
 use crate::ops::Ops;
-use crate::redis::{Backoff, RedisTime, Troubles, lead};
+use crate::redis::{Backoff, RedisTime, Troubles, lead, resign};
 use crate::store::Snapshot;
 
 /// The interval at which entries are tried again.
@@ -69,7 +71,7 @@ impl Retrier {
             }
         }
         // Another worker need not wait for the lock.
-        let _ = lead(&self.ops.redis, &self.ops.keys.retrier(), &self.worker, Duration::from_millis(1)).await;
+        let _ = resign(&self.ops.redis, &self.ops.keys.retrier(), &self.worker).await;
     }
 
     /// Puts some entries of each job back, if no other worker does.
@@ -96,7 +98,7 @@ impl Retrier {
             let found = self.ops.store.snapshots(&last.keys).await?;
             let landed = found.iter().filter(|found| has_landed(found, last.at)).count();
             let dues = self.ops.agenda.dues(&job.name, &last.keys).await?;
-            if landed == 0 && dues.iter().flatten().any(|due| due.trigger == Trigger::Manual) {
+            if landed == 0 && dues.iter().flatten().any(|due| due.trigger == Trigger::Cron) {
                 return Ok(());
             }
             if landed > 0 && !last.succeeds {
@@ -110,8 +112,8 @@ impl Retrier {
             return Ok(());
         }
         debug!(job = %job.name, entries = dead.len(), "dead letters are tried again");
-        self.ops.put_back(job, &dead).await?;
-        let keys = dead.into_iter().map(|dead| EntryKey::new(dead.key)).collect();
+        let keys: Vec<EntryKey> = dead.into_iter().map(|dead| EntryKey::new(dead.key)).collect();
+        self.ops.agenda.put(&job.name, &keys, When::NOW, Trigger::Cron).await?;
         retried.insert(job.name.clone(), Batch { keys, at: now, succeeds });
         Ok(())
     }
