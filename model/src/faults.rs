@@ -3,7 +3,7 @@
 //! The search passes them over, and a test walks these ways. Where it no longer finds a fault, the fault is mended:
 //! move it to [`MENDED`], and take away what passes it over (`strict` in [`Job`]).
 
-use crate::properties::{FRESH_AT_LAST, NOT_WRITTEN, WANTED};
+use crate::properties::{FRESH_AT_LAST, NOT_WRITTEN, RECHECKED, WANTED};
 use crate::scenarios::{LEASED, PLAIN, Scenario, WARM};
 use crate::world::{Action, Job, Kind};
 
@@ -65,6 +65,27 @@ pub const KNOWN: &[Fault] = &[Fault {
 
 /// Faults that were found and mended: the ways to them, which no property may object to any more.
 pub const MENDED: &[Fault] = &[
+    Fault {
+        what: "An eviction is handled when the next fetch has begun. A refresh that follows counts as known, and the fetch \
+               answers it without rechecks: what the upstream answers late stays old.",
+        scenario: Scenario {
+            name: "fault",
+            job: Job { recheck: true, ..PLAIN },
+            entries: 1,
+            budget: &[(Kind::RefreshAll, 1), (Kind::EvictAll, 1), (Kind::Demand, 1), (Kind::Tick, 2), (Kind::Jump, 1)],
+            setup: WARM,
+        },
+        actions: &[
+            Action::Jump,
+            Action::Tick,
+            Action::Demand(0),
+            Action::RefreshAll,
+            Action::EvictAll,
+            Action::Work(0),
+            Action::Tick,
+        ],
+        property: RECHECKED,
+    },
     Fault {
         what: "Two workers that take an entry in one millisecond, for the same reason, have the same score: the first \
                ends the second's work. A retry is lost if that one fails; the value stays old until its refresh.",

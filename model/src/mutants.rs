@@ -112,6 +112,8 @@ pub const KILLED: &[Mutant] = mutants! {
         "math.max(redis.call('PTTL', KEYS[3]), redis.call('PTTL', KEYS[1]), 1)"
             => "math.max(redis.call('PTTL', KEYS[3]), 1)",
         "(mark == LOAD or mark == EVICT) then due = 3 end" => "mark == LOAD then due = 3 end",
+        "if later then at = open and invalidated or '0' end" => "",
+        "if later then at = open and invalidated or '0' end" => "if later then at = '0' end",
         "(mark == LOAD or mark == EVICT) then due = 3 end" => "mark == EVICT then due = 3 end",
         "if ours and pxat ~= -2 and not lower(version, wanted) then" => "if false then",
         "if lower(announced, wanted) then announced = wanted end" => "",

@@ -242,7 +242,12 @@ fn handled(world: &mut World, redis: &Redis, id: &str, message: &Published) {
             if is_evicted && is_alone && item.wanted < message.at && item.handled <= Some(message.at) {
                 item.unwanted = Some(machine::elapsed());
             }
-            item.handled = item.handled.max(Some(message.at));
+            // A message that announces what is there already asks for nothing.
+            let there = item.seen.as_ref().map(|(_, revision, _)| *revision);
+            let is_there = message.version.is_some_and(|version| there >= Some(version));
+            if message.evicts || !is_there {
+                item.handled = item.handled.max(Some(message.at));
+            }
         }
     }
 }

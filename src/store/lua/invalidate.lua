@@ -123,6 +123,8 @@ if old and not refresh then
   -- A key that holds no string is somebody else's, and stays (lease.lua).
   local kind = redis.call('TYPE', KEYS[1]).ok
   if kind == 'string' then removed = redis.call('UNLINK', KEYS[1]) end
+  -- A fetch that began later answers no invalidation that is noted now: a refresh that follows is late.
+  if later then at = open and invalidated or '0' end
   if kind == 'string' or kind == 'none' then
     remember()
     released = held_until
