@@ -49,6 +49,7 @@ const KINDS: [&str; 37] = [
     "samovar:marker",
     "samovar:ears",
     "samovar:sweep",
+    "samovar:retrier",
     "samovar:inbox",
     "samovar:acknowledged",
     "samovar:{suspect}*",
