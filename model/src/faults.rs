@@ -66,8 +66,8 @@ pub const KNOWN: &[Fault] = &[Fault {
 /// Faults that were found and mended: the ways to them, which no property may object to any more.
 pub const MENDED: &[Fault] = &[
     Fault {
-        what: "An eviction is handled when the next fetch has begun. A refresh that follows counts as known, and the fetch \
-               answers it without rechecks: what the upstream answers late stays old.",
+        what: "An eviction is handled when the next fetch has begun. A refresh that follows counts as known, and the \
+               fetch answers it without rechecks: what the upstream answers late stays old.",
         scenario: Scenario {
             name: "fault",
             job: Job { recheck: true, ..PLAIN },

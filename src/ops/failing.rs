@@ -68,7 +68,7 @@ fn notice(job: &KnownJob, dead: u64, alive: u64) -> String {
         ""
     };
     format!(
-        "{dead} entries of {name} are given up, and {alive} are on its agenda: `samovar dead {name}` tells why; {retried}\
-         when the cause is gone, `samovar dead {name} --retry` asks for them again, as does the next warmup"
+        "{dead} entries of {name} are given up, and {alive} are on its agenda: `samovar dead {name}` tells why; \
+         {retried}when the cause is gone, `samovar dead {name} --retry` asks for them again, as does the next warmup"
     )
 }

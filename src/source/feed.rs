@@ -266,7 +266,7 @@ impl<'a> FeedReading<'a> {
     }
 }
 
-/// What an item of a feed does not name.
+/// The part of an item of a feed that names nothing.
 struct Skipped {
     /// Combinations with constants that make no key; 1 if the item names nothing.
     combinations: usize,
