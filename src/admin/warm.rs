@@ -16,7 +16,7 @@ use crate::agenda::When;
 use crate::entry::Trigger;
 use crate::entry::duration;
 use crate::entry::{EntryKey, JobName, KeySet};
-use crate::ops::Done;
+use crate::ops::{Asked as Request, Done};
 use crate::redis::RedisTime;
 
 /// The default timeout.
@@ -117,10 +117,11 @@ pub(super) async fn warm(
         let workers = parts.workers.load(std::sync::atomic::Ordering::Relaxed);
         return Ok((StatusCode::ACCEPTED, Json(Due { due, workers })).into_response());
     }
+    let asked = Request { trigger: Trigger::Demand, at: asked, may_be_lost: false };
     let waits = entries
         .into_iter()
         .filter_map(|(name, entries)| Some((ops.jobs.jobs.get(&name)?, entries.all())))
-        .map(async |(job, keys)| ops.wait(job, keys, Trigger::Demand, asked, timeout, |_| {}).await);
+        .map(async |(job, keys)| ops.wait(job, keys, asked, timeout, |_| {}).await);
     let done = tokio::select! {
         done = futures_util::future::try_join_all(waits) => sum(done?),
         () = fleet.admin.stop.cancelled() => {

@@ -21,8 +21,8 @@ use crate::entry::duration;
 use crate::entry::escape::escaped;
 use crate::entry::{EntryKey, JobName};
 use crate::job::{Job, Jobs, KnownJob, KnownJobs, Params};
-use crate::ops::{BudgetLeft, Done, Failure, Ops, Plan, Progress};
-use crate::redis::RedisTime;
+use crate::ops::{Asked, BudgetLeft, Done, Failure, Ops, Plan, Progress};
+use crate::redis::{RedisTime, passes};
 use crate::source::Sources;
 use crate::trigger::warm_up_now;
 
@@ -85,22 +85,28 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
     if ops.left_jobs().await?.contains(&job.name) {
         return Err(refuse(exit::FAILED, args.json, unknown_to_workers(job)));
     }
-    session.agenda.put(&job.name, &keys, when, Trigger::Manual).await?;
-    if asks_feed {
-        warm_up_now(&mut session.redis.clone(), &session.keys, &job.name).await?;
-    }
-    let workers = session.workers().await?;
-    let notes = hindrances(&ops, job, workers, asked).await?;
-    notes.iter().for_each(|note| eprintln!("{note}"));
-    if !args.wait {
-        if args.json {
-            let (job, due) = (job.name.as_str(), keys.len());
-            print_json(&json!({ "job": job, "due": due, "asks_feed": asks_feed, "workers": workers, "notes": notes }));
-        } else {
-            let feed = if asks_feed { "; a worker asks its feed, and fetches what is new" } else { "" };
-            println!("{} of {} due now{feed}", count(keys.len()), job.name);
+    let asking = async {
+        session.agenda.put(&job.name, &keys, when, Trigger::Manual).await?;
+        if asks_feed {
+            warm_up_now(&mut session.redis.clone(), &session.keys, &job.name).await?;
         }
-        return Ok(exit::OK);
+        Ok(())
+    };
+    let workers = match asking.await {
+        // The wait asks for what is not on the agenda.
+        Err(e) if args.wait && passes(&e) => None,
+        asked => {
+            asked?;
+            Some(session.workers().await?)
+        }
+    };
+    if let Some(workers) = workers {
+        let notes = hindrances(&ops, job, workers, asked).await?;
+        notes.iter().for_each(|note| eprintln!("{note}"));
+        if !args.wait {
+            print_due(args, job, keys.len(), asks_feed, workers, &notes);
+            return Ok(exit::OK);
+        }
     }
     let (bar, all) = (bar(&job.name, keys.len()), keys.len());
     let progress = |progress: Progress<'_>| match progress {
@@ -113,7 +119,8 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
             bar.suspend(|| complain(format_args!("Redis: {why}; the wait goes on until it answers, {within} at most")));
         }
     };
-    let done = ops.wait(job, keys, Trigger::Manual, asked, args.timeout, progress).await?;
+    let request = Asked { trigger: Trigger::Manual, at: asked, may_be_lost: workers.is_none() };
+    let done = ops.wait(job, keys, request, args.timeout, progress).await?;
     bar.finish_and_clear();
     if args.json {
         print_json(&done);
@@ -121,6 +128,17 @@ pub(super) async fn run(args: &WarmArgs, settings: &Settings, env: &Environment)
         print(&done);
     }
     Ok(if done.failed.is_empty() { exit::OK } else { exit::FAILED })
+}
+
+/// Prints that so many entries of a job are due.
+fn print_due(args: &WarmArgs, job: &KnownJob, due: usize, asks_feed: bool, workers: usize, notes: &[String]) {
+    let job = job.name.as_str();
+    if args.json {
+        print_json(&json!({ "job": job, "due": due, "asks_feed": asks_feed, "workers": workers, "notes": notes }));
+    } else {
+        let feed = if asks_feed { "; a worker asks its feed, and fetches what is new" } else { "" };
+        println!("{} of {job} due now{feed}", count(due));
+    }
 }
 
 /// Returns what keeps due entries of a job from being fetched, each as a sentence.

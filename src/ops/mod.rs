@@ -37,7 +37,7 @@ pub use missing_input::MissingInput;
 pub use names::Mistake;
 pub use plan::Plan;
 pub use wanted::{Absent, AbsentPage};
-pub use warm::{Done, Failure, Progress};
+pub use warm::{Asked, Done, Failure, Progress};
 
 use crate::agenda::Agenda;
 use crate::job::KnownJobs;

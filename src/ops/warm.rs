@@ -64,6 +64,17 @@ pub enum Progress<'a> {
     Unanswered(&'a str),
 }
 
+/// A request that entries be fetched, which put them on the agenda.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// The trigger.
+    pub trigger: Trigger,
+    /// The time.
+    pub at: RedisTime,
+    /// Some of them may not be on the agenda: Redis did not answer, or has failed over since.
+    pub may_be_lost: bool,
+}
+
 /// An entry that was not fetched.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct Failure {
@@ -84,7 +95,8 @@ impl Ops {
         Ok(wanted.sorted().into_iter().filter_map(named).collect())
     }
 
-    /// Waits until each of these entries, put on the agenda for `trigger` at `asked`, was attempted.
+    /// Waits until each of these entries was attempted since they were asked for. One that the request did not put on the
+    /// agenda is put there.
     /// Entries that were not attempted within `timeout` count as failed. So do those that are not in flight when the
     /// job is paused, and those that have no value afterwards. While Redis does not answer, the wait goes on.
     ///
@@ -94,8 +106,7 @@ impl Ops {
         &self,
         job: &KnownJob,
         keys: Vec<EntryKey>,
-        trigger: Trigger,
-        asked: RedisTime,
+        mut asked: Asked,
         timeout: Duration,
         progress: impl Fn(Progress<'_>) + Send,
     ) -> RedisResult<Done> {
@@ -104,14 +115,12 @@ impl Ops {
         let (mut done, mut waiting) = (Done::default(), keys);
         // Why Redis does not answer, while it does not.
         let mut silent: Option<String> = None;
-        // A Redis that did not answer may have failed over, and lost what was asked of it.
-        let mut may_be_lost = false;
         while !waiting.is_empty() {
             let may_explain = silent.is_none() && explained.elapsed() >= EXPLAINED && begun.elapsed() < timeout;
             let looking = async {
-                let (ended, still, lost) = self.look(job, &waiting, trigger, asked, may_be_lost).await?;
-                self.agenda.put(&job.name, &lost, When::NOW, trigger).await?;
-                let hindrances = if may_explain { self.hindrances(job, &still, asked).await? } else { Vec::new() };
+                let (ended, still, lost) = self.look(job, &waiting, asked).await?;
+                self.agenda.put(&job.name, &lost, When::NOW, asked.trigger).await?;
+                let hindrances = if may_explain { self.hindrances(job, &still, asked.at).await? } else { Vec::new() };
                 Ok((ended, still, hindrances))
             };
             let looked = match &silent {
@@ -126,7 +135,7 @@ impl Ops {
             match looked {
                 Ok((ended, still, hindrances)) => {
                     done += ended;
-                    (waiting, silent, may_be_lost) = (still, None, false);
+                    (waiting, silent, asked.may_be_lost) = (still, None, false);
                     progress(Progress::Left(waiting.len()));
                     for (key, reason) in hindrances {
                         // A remaining time or another key of the same kind makes no other reason.
@@ -146,7 +155,7 @@ impl Ops {
                         progress(Progress::Unanswered(&why));
                         silent = Some(why);
                     }
-                    may_be_lost = true;
+                    asked.may_be_lost = true;
                 }
                 Err(e) => return Err(e),
             }
@@ -168,10 +177,9 @@ impl Ops {
         &self,
         job: &KnownJob,
         waiting: &[EntryKey],
-        trigger: Trigger,
-        asked: RedisTime,
-        may_be_lost: bool,
+        asked: Asked,
     ) -> RedisResult<(Done, Vec<EntryKey>, Vec<EntryKey>)> {
+        let Asked { trigger, at: asked, may_be_lost } = asked;
         let (mut done, mut still) = (Done::default(), Vec::with_capacity(waiting.len()));
         let mut lost = Vec::new();
         let is_paused = self.paused(&job.name).await?.is_some();

@@ -10,12 +10,14 @@ use tracing::debug;
 use super::attempt::Ending;
 use super::{Running, Warmer};
 use crate::agenda::Next;
-use crate::entry::Outcome;
+use crate::entry::{Outcome, Priority};
 use crate::job::Job;
 
 /// The shortest and the longest wait of an entry for a worker with the newer file. In between it waits an eighth of the
 /// time since that file is there.
 const WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+/// The wait of an entry that was named by itself.
+const SHORT: Duration = Duration::from_millis(250);
 
 impl Warmer {
     /// Leaves an entry due that this worker's file would end without a value, if a worker with a newer file is in
@@ -35,6 +37,10 @@ impl Warmer {
             }
         };
         let reason = format!("left to workers with a newer file of the job: {}", ending.reason.unwrap_or_default());
-        Ending::because(Outcome::Deferred, Next::In((since / 8).clamp(WAITS.0, WAITS.1)), reason)
+        let wait = match entry.priority {
+            Priority::High => SHORT,
+            Priority::Normal | Priority::Bulk => (since / 8).clamp(WAITS.0, WAITS.1),
+        };
+        Ending::because(Outcome::Deferred, Next::In(wait), reason)
     }
 }
