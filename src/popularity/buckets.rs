@@ -27,7 +27,6 @@ pub(crate) fn bucket(key: &EntryKey) -> String {
     compact(number(key.as_str()).into())
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "there are fewer buckets")]
 fn number(key: &str) -> u16 {
     (XxHash3_64::oneshot(key.as_bytes()) % BUCKETS) as u16
 }
