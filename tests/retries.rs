@@ -171,7 +171,7 @@ fn only_jobs_that_cost_nothing_are_tried_again() {
     let ai = "{ kind = \"ai\", upstream = \"openai\", model = \"tiny\", prompt = \"Hello\" }";
     let job = |name: &str, source: &str, rest: &str| {
         let text = format!("key = \"{name}:{{name}}\"\nttl = \"1h\"\nsource = {source}\n{rest}");
-        (format!("{name}.toml").into(), text)
+        (format!("{name}.toml"), text)
     };
     let upstream = |name: &str, more: &str| format!("[{name}]\nurl = \"http://127.0.0.1:1\"\n{more}\n");
     let upstreams = upstream("museum", "") + &upstream("openai", "") + &upstream("budgeted", "tokens = \"1000/hour\"");
