@@ -6,7 +6,8 @@ use crate::support::{Art, TestRedis, Upstream, WorkerProcess, both, eventually, 
 
 /// Asks for an entry whose fetch is under way, with Redis frozen.
 async fn warming_while_frozen(redis: &TestRedis, upstream: &Upstream, args: &[&str]) -> (WorkerProcess, WorkerProcess) {
-    let jobs = Art::of(upstream).folder();
+    // The answer comes after the freeze.
+    let jobs = Art::of(upstream).limits("timeout = \"1m\"").folder();
     let worker = worker(redis, &jobs);
     listening(redis, 1).await;
     let clients = async || {
