@@ -95,8 +95,8 @@ impl Ops {
         Ok(wanted.sorted().into_iter().filter_map(named).collect())
     }
 
-    /// Waits until each of these entries was attempted since they were asked for. One that the request did not put on the
-    /// agenda is put there.
+    /// Waits until each of these entries was attempted since they were asked for. One that the request did not put on
+    /// the agenda is put there.
     /// Entries that were not attempted within `timeout` count as failed. So do those that are not in flight when the
     /// job is paused, and those that have no value afterwards. While Redis does not answer, the wait goes on.
     ///
