@@ -238,8 +238,8 @@ pub struct Warm {
 }
 
 impl Jobs {
-    /// Tells whether a fetch of a job's entries costs neither money nor tokens of a budget, and neither does one of what
-    /// they are made from.
+    /// Tells whether a fetch of a job's entries costs neither money nor tokens of a budget, and neither does a fetch of
+    /// what they are made from.
     pub fn is_free(&self, job: &Job) -> bool {
         let (mut reached, mut at) = (vec![job], 0);
         while let Some(job) = reached.get(at).copied() {
