@@ -331,6 +331,10 @@ pub(crate) fn settled(world: &World, redis: &Redis) -> Result<(), (String, Strin
     if redis.in_inbox() > 0 {
         return Err((format!("{} messages are in the inbox", redis.in_inbox()), "inbox".to_owned()));
     }
+    // A Redis that has lost its data has none: nobody has set out yet to fetch anew what is to be warm.
+    if !redis.keys().any(|key| key == "samovar:marker") {
+        return Err(("no worker has noticed that Redis lost its data".to_owned(), "marker".to_owned()));
+    }
     let names: Vec<&String> = world.items.keys().collect();
     for name in names {
         is_present(world, redis, name, now).map_err(|told| (told, name.clone()))?;
