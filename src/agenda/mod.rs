@@ -248,8 +248,8 @@ impl Agenda {
 
     /// Claims at most `most` due entries for `claim`, while at most `cap` are claimed or running; for bulk ones twice,
     /// for ones of high priority three times as many. If this agenda's last call for the job was not answered, or was
-    /// abandoned ([`Self::abandon`]), this one claims anew what that has claimed, and nothing else; so make one call for
-    /// a job at a time.
+    /// abandoned ([`Self::abandon`]), this one claims anew what that has claimed, and nothing else; so make one call
+    /// for a job at a time.
     ///
     /// # Errors
     /// Redis's. What the call has claimed all the same, the next one claims anew.

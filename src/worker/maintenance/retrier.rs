@@ -3,8 +3,8 @@
 //! One worker of the fleet has the lock. For each job whose fetches cost nothing, it puts one dead letter back on the
 //! agenda, the oldest first, as a warmup does; then twice as many as have landed since, so that a service which works
 //! again soon has all of them. Each is tried once, and is a dead letter until it lands. Where none landed it begins
-//! anew with one, and it waits while what it put back waits for a limit, a breaker or a pause. An entry rests for a minute
-//! after its own failure.
+//! anew with one, and it waits while what it put back waits for a limit, a breaker or a pause. An entry rests for a
+//! minute after its own failure.
 //!
 //! On failure: what it knows is in memory only, so another worker begins with one entry a job.
 
