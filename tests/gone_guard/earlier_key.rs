@@ -49,6 +49,7 @@ async fn an_entry_of_an_earlier_key_ends_as_unowned() {
     let worker = worker(&redis, &jobs);
     on_the_agenda(&redis, 1, "work:*").await;
     let parts = Parts::of(&redis).await;
+    eventually("the entry of the new key is warm", async || parts.stat("warmed").await == 1).await;
     parts.agenda.put(&job(), &[EntryKey::new("art:0")], When::NOW, Trigger::Expiry).await.unwrap();
     eventually("it has left", async || parts.stat("unowned").await == 1).await;
     on_the_agenda(&redis, 1, "work:*").await;
