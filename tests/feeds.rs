@@ -6,7 +6,8 @@ use crate::support::{
     Art, JobsFolder, Parts, Reply, TestRedis, Upstream, WorkerProcess, both, eventually, eventually_within,
     hasty_worker, readable, readable_key, samovar, talkative, worker,
 };
-use samovar::entry::UpstreamName;
+use samovar::agenda::Due;
+use samovar::entry::{Trigger, UpstreamName};
 use samovar::job::Jobs;
 use samovar::popularity::Popularity;
 use samovar::redis::{RedisTime, Troubles};
@@ -597,4 +598,69 @@ async fn check_diff_counts_what_the_last_answer_names_anew() {
     assert_eq!((&other["missing"], &other["fetches"]), (&json!(2), &json!(2)), "{other}");
     let notes = other["notes"].to_string();
     assert!(notes.contains("2 values at the earlier keys `page:{lang}:{id}`"), "{notes}");
+}
+
+/// A job whose upstream admits one request in an hour, with its feed at another; `entries` tells what it names.
+fn slow_job(upstream: &Upstream, entries: &str) -> JobsFolder {
+    let upstreams = format!("[museum]\nurl = \"{0}\"\nrate = \"1/hour\"\n[lists]\nurl = \"{0}\"\n", upstream.url());
+    JobsFolder::new().upstreams(&upstreams).job("art", &slow_file(entries))
+}
+
+fn slow_file(entries: &str) -> String {
+    format!(
+        "key = \"art:{{name}}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nupstream = \"museum\"\n\
+         path = \"/art/{{{{ name }}}}\"\n[entries]\n{entries}\n[warm]\n{RARELY}\n"
+    )
+}
+
+/// Waits until a warmup makes nothing due but this entry.
+async fn only_one_is_due(redis: &TestRedis, left: &str) {
+    eventually("nothing else is to be fetched", async || {
+        let all: Vec<(String, f64)> = redis.ask(&["ZRANGE", "samovar:agenda:{art}", "0", "-1", "WITHSCORES"]).await;
+        let due = all.iter().filter(|(_, score)| Due::from_score(*score).trigger == Trigger::Cron);
+        let due: Vec<&str> = due.map(|(key, _)| key.as_str()).collect();
+        if due.iter().all(|key| *key == left) { Ok(()) } else { Err(due.len()) }
+    })
+    .await;
+    assert!(redis.ask::<Option<f64>>(&["ZSCORE", "samovar:agenda:{art}", left]).await.is_some());
+}
+
+/// Waits until most of 300 entries wait for their upstream.
+async fn most_wait(redis: &TestRedis) {
+    let on_agenda = async || redis.ask::<usize>(&["ZCARD", "samovar:agenda:{art}"]).await;
+    eventually("most entries wait for the upstream", async || on_agenda().await >= 299).await;
+    eventually("some are in flight", async || {
+        let held = redis.ask::<usize>(&["ZCOUNT", "samovar:agenda:{art}", "-2.5e13", "-1e13"]).await;
+        if held > 0 { Ok(()) } else { Err(held) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_feed_no_longer_names_is_not_fetched() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| Reply::json(json!({})));
+    upstream.on("/popular", Reply::json(json!({"names": (0..300).collect::<Vec<_>>()})));
+    let jobs = slow_job(&upstream, &FEED.replace("museum", "lists"));
+    let mut worker = worker(&redis, &jobs);
+    most_wait(&redis).await;
+    upstream.on("/popular", Reply::json(json!({"names": [299]})));
+    redis.ask::<u8>(&["ZADD", "samovar:{schedules}", "1", "art"]).await;
+    redis.publish("samovar:signal", "warmup art").await;
+    only_one_is_due(&redis, "art:299").await;
+    worker.wait_for_log(&["entries that the job no longer names", "withdrawn="]).await;
+}
+
+#[tokio::test]
+async fn what_a_list_no_longer_names_is_not_fetched() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|_, _| Reply::json(json!({})));
+    let names: Vec<String> = (0..300).map(|n| format!("\"{n}\"")).collect();
+    let jobs = slow_job(&upstream, &format!("list = [{}]", names.join(", ")));
+    let mut worker = worker(&redis, &jobs);
+    most_wait(&redis).await;
+    jobs.write("art.toml", &slow_file("list = [\"299\"]"));
+    worker.hangup();
+    only_one_is_due(&redis, "art:299").await;
+    worker.wait_for_log(&["entries that the job no longer names", "withdrawn="]).await;
 }

@@ -75,6 +75,25 @@ async fn an_earlier_key_ends_no_entry_of_a_newer_key() {
 }
 
 #[tokio::test]
+async fn a_refresh_of_a_newer_key_is_fetched_at_once() {
+    let (redis, upstream) = both().await;
+    upstream.otherwise(|call, _| Reply::json(json!({"path": call.path()})));
+    let base = Art::of(&upstream).list(["a"]);
+    let mut rollout = Rollout::of(redis, &base, &base.clone().toml().replace("art:{name}", "work:{name}")).await;
+    rollout.newer.thaw();
+    readable_key(&rollout.redis, "work:a").await;
+    at_rest(&rollout.redis).await;
+    rollout.newer.freeze();
+    let before = upstream.calls("/art/a");
+    // The older worker alone can read it.
+    rollout.redis.ask::<String>(&["XADD", "samovar:inbox", "*", "message", "{\"keys\": [\"work:a\"]}"]).await;
+    rollout.older.wait_for_log(&["outcome=deferred", "work:a", "left to workers with a newer file"]).await;
+    rollout.newer.thaw();
+    upstream.called("/art/a", before + 1).await;
+    readable_key(&rollout.redis, "work:a").await;
+}
+
+#[tokio::test]
 async fn a_404_of_an_earlier_source_ends_no_entry_of_a_newer() {
     let (redis, upstream) = both().await;
     upstream.otherwise(|call, _| match call.path().starts_with("/new/") {

@@ -236,6 +236,7 @@ fn each_line_of_the_scripts_runs() {
         assert_eq!(schedules::walk(&engine, seed, 120), Ok(()), "{seed}");
         assert_eq!(guards::walk(&engine, seed, 200), Ok(()), "{seed}");
         assert_eq!(rate_limits::walk(&engine, seed, 200), Ok(()), "{seed}");
+        assert_eq!(claims::walk(&engine, seed, 200), Ok(()), "{seed}");
     }
     for seed in 0..300 {
         assert_eq!(limits::walk(&engine, seed, 150, None), Ok(()), "{seed}");

@@ -10,7 +10,7 @@ use super::exit;
 use super::gone;
 use super::pause;
 use super::session::{
-    Failed, Rows, Session, ago, fleet, print_json, relative, table, tell_redis, wrapped, wrapped_after,
+    Failed, Rows, Session, ago, bar, fleet, print_json, relative, table, tell_redis, wrapped, wrapped_after,
 };
 use crate::config::{Environment, Settings};
 use crate::entry::JobName;
@@ -165,7 +165,7 @@ async fn tell_fleet(session: &Session, jobs: &KnownJobs) -> Result<(), Failed> {
 /// Shows the entries of a job that are to be warm and have no value.
 async fn absent(job: &KnownJob, args: &JobsArgs, ops: &Ops) -> Result<u8, Failed> {
     let name = &job.name;
-    let page = ops.absent(job, MOST_ABSENT, args.from.as_deref()).await?;
+    let page = absent_page(job, MOST_ABSENT, args.from.as_deref(), ops).await?;
     if args.json {
         print_json(&page);
         return Ok(exit::OK);
@@ -179,6 +179,19 @@ async fn absent(job: &KnownJob, args: &JobsArgs, ops: &Ops) -> Result<u8, Failed
         println!("\nThere are more: `samovar jobs {name} --absent --from '{}'`.", escaped(&next));
     }
     Ok(exit::OK)
+}
+
+/// Looks at all entries that a job keeps warm, and shows how far it is.
+async fn absent_page(job: &KnownJob, most: usize, from: Option<&str>, ops: &Ops) -> Result<AbsentPage, Failed> {
+    let bar = bar(&job.name, 0);
+    let page = ops
+        .absent(job, most, from, |done, all| {
+            bar.set_length(all as u64);
+            bar.set_position(done as u64);
+        })
+        .await;
+    bar.finish_and_clear();
+    Ok(page?)
 }
 
 /// Returns how many of the entries that a job keeps warm have no value.
@@ -199,7 +212,7 @@ async fn tell_job(job: &KnownJob, last: Option<String>, ops: &Ops) -> Result<(),
     if let Some(last) = last {
         println!("\n{}", wrapped(&escaped(&format!("Last: {last}.")), ""));
     }
-    let page = ops.absent(job, 0, None).await?;
+    let page = absent_page(job, 0, None, ops).await?;
     if page.total > 0 {
         let told = absent_of(job.name.as_str(), &page);
         println!("\n{told} `samovar jobs {} --absent` lists them, each with the reason.", job.name);

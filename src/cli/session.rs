@@ -5,11 +5,13 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use indicatif::{ProgressBar, ProgressStyle};
 use tracing::warn;
 
 use super::exit;
 use crate::agenda::Agenda;
 use crate::config::{Environment, Settings};
+use crate::entry::JobName;
 use crate::entry::duration;
 use crate::entry::escape::{self, escaped};
 use crate::job::{Faults, Jobs, KnownJobs};
@@ -298,6 +300,16 @@ pub(super) fn table(header: &[&str]) -> Rows {
         }
     }
     Rows(table)
+}
+
+/// Returns a progress bar of a job's entries on the terminal; none is drawn elsewhere.
+pub(super) fn bar(job: &JobName, entries: usize) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = "{job} [{bar:40}] {pos}/{len}  {per_sec}  {eta} left".replace("{job}", job.as_str());
+    let style = ProgressStyle::with_template(&style).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(entries as u64).with_style(style)
 }
 
 #[cfg(test)]

@@ -6,14 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
 
 use super::budgets;
 use super::exit;
 use super::pause::unknown_to_workers;
-use super::session::{Failed, ago, complain, fleet, print_json, refuse};
+use super::session::{Failed, ago, bar, complain, fleet, print_json, refuse};
 use crate::agenda::When;
 use crate::config::{Environment, Settings};
 use crate::entry::Trigger;
@@ -316,15 +315,6 @@ fn print(done: &Done) {
     if !failed.is_empty() {
         eprintln!("Workers retry failed entries; `samovar dead` lists those given up.");
     }
-}
-
-fn bar(job: &JobName, entries: usize) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = "{job} [{bar:40}] {pos}/{len}  {per_sec}  {eta} left".replace("{job}", job.as_str());
-    let style = ProgressStyle::with_template(&style).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(entries as u64).with_style(style)
 }
 
 fn count(entries: usize) -> String {

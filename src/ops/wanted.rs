@@ -95,14 +95,21 @@ impl Ops {
     }
 
     /// Returns the entries of a job that are to be warm and have no value, with the reasons: at most `limit`, those
-    /// after the key `from`.
+    /// after the key `from`. `looked_at` hears how many of how many entries have been looked at.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
-    pub async fn absent(&self, job: &KnownJob, limit: usize, from: Option<&str>) -> RedisResult<AbsentPage> {
+    pub async fn absent(
+        &self,
+        job: &KnownJob,
+        limit: usize,
+        from: Option<&str>,
+        looked_at: impl Fn(usize, usize),
+    ) -> RedisResult<AbsentPage> {
         let wanted = self.wanted(job, None).await?;
         let (mut total, mut keys) = (0, Vec::new());
-        for batch in wanted.sorted().chunks(PAGE) {
+        for (page, batch) in wanted.sorted().chunks(PAGE).enumerate() {
+            looked_at(page * PAGE, wanted.len());
             let batch: Vec<EntryKey> = batch.iter().copied().map(EntryKey::new).collect();
             for key in self.without_value(&batch).await? {
                 total += 1;

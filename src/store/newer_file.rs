@@ -1,11 +1,13 @@
 //! Job files of workers that took charge later: an end by an older file is not for good.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use redis::RedisResult;
 
 use super::Store;
-use crate::job::{Job, KnownJob};
+use crate::entry::{EntryKey, JobName};
+use crate::job::{Job, KnownJob, KnownJobs};
 use crate::redis::is_of_keys;
 
 /// The time of a rolling deploy. A description may outlive its worker, and a canary may stay: after this time, each
@@ -38,5 +40,30 @@ impl Store {
             }
             None => Ok(None),
         }
+    }
+
+    /// Returns which of these entries belong to a job whose newest file came within the time of a deploy, by job. For
+    /// entries of no job of this worker: another worker has that file.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub async fn newer_owners(&self, keys: &[EntryKey]) -> RedisResult<BTreeMap<JobName, Vec<EntryKey>>> {
+        let mut ask = redis::cmd("HGETALL");
+        ask.arg(self.keys.jobs());
+        let texts: Vec<(Vec<u8>, Vec<u8>)> = match ask.query_async(&mut self.redis.clone()).await {
+            Err(e) if is_of_keys(&e) => Vec::new(),
+            texts => texts?,
+        };
+        let now = self.now().await?;
+        let described =
+            texts.iter().filter_map(|(name, text)| KnownJob::parse(&String::from_utf8_lossy(name), text).ok());
+        let jobs: KnownJobs = described.filter(|known| now.saturating_since(known.since) < DEPLOY).collect();
+        let mut owners: BTreeMap<JobName, Vec<EntryKey>> = BTreeMap::new();
+        for key in keys {
+            if let Some((job, _)) = jobs.owner(key.as_str()) {
+                owners.entry(job.name.clone()).or_default().push(key.clone());
+            }
+        }
+        Ok(owners)
     }
 }

@@ -397,9 +397,9 @@ impl Attempt<'_> {
             return Err(Stop::End(Ending::dead(poison_reason(crashes))));
         }
         if !entry.is_wanted(score) {
-            // The eviction found no lease to mark. Fetched now, the entry would be back before the next warmup or
-            // demand.
-            let reason = "evicted while it waited for its upstream";
+            // An eviction found no lease to mark, and fetched now, the entry would be back before the next warmup or
+            // demand. Or neither a list nor a feed names it any more.
+            let reason = "evicted, or no longer named, while it waited for its upstream";
             return Err(Stop::End(Ending::because(Outcome::Fenced, Next::Out, reason)));
         }
         if job.inputs.is_empty() {

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Put entries on a job's agenda, or move them forward. score.lua stands before this.
--- A weaker reason gives way to a stronger one: what a demand would leave alone, an invalidation does not.
+-- A weaker reason gives way to a stronger one, also where an entry keeps its time: what a demand would leave alone, an
+-- invalidation does not.
 -- A running entry that is made due again is due a millisecond later, and no call brings it forward by that. Taken again
 -- in the millisecond in which it was taken, it could have the same score, and the first worker would end the second's
 -- work.
@@ -51,6 +52,7 @@ for i, entry in ipairs(entries) do
     local stronger = strength[trigger] > strength[before]
     local of = weaker and before or trigger
     local earliest = (state == 'running' or old_at == now + 1) and now + 1 or 0
+    local waits = state == 'urgent' or state == 'scheduled'
     if latest and (old_at > latest or state == 'claimed' or state == 'running') then
       move = false
     elseif state == 'urgent' then
@@ -68,6 +70,9 @@ for i, entry in ipairs(entries) do
       -- A recheck, and a look whether it is still read (expiry), may fetch nothing.
       move = override and (state == 'running' or held < priority) or before == 5 and trigger ~= 5
         or before == 2 and priority > 0
+    end
+    if waits and stronger and not move then
+      move, as = true, encode(old_at, state, trigger, held)
     end
   end
   if move then

@@ -150,7 +150,11 @@ fn inputs(field: &Field<'_>, key: Option<&KeyPattern>) -> Inputs {
             input.doc.fault(input.key.clone(), message);
         }
         if key.is_some_and(|key| key.names().contains(&name)) {
-            input.doc.fault(input.key.clone(), format!("input `{name}` has the name of a placeholder in `key`"));
+            input.doc.fault_with_help(
+                input.key.clone(),
+                format!("input `{name}` has the name of a placeholder in `key`"),
+                Some(format!("rename the input; in templates, {{{{ {name} }}}} is the placeholder's value")),
+            );
         }
         read.1.insert(name.clone(), input.at());
         let (input, is_optional) = if input.is_table() {

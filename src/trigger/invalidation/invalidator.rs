@@ -5,6 +5,7 @@
 //! acknowledgement: a crash in between only repeats the work. A key of a wrong type is passed over; any other error of
 //! Redis ends the handling, and the caller handles the message again.
 
+mod foreign;
 mod kept;
 mod tags;
 
@@ -175,11 +176,11 @@ impl Invalidator {
         } else {
             foreign.iter().for_each(|key| handled.add_foreign(key.as_str()));
         }
-        // An earlier job may have had such a key.
-        if alone && message.action != Action::Warm {
-            self.remove_foreign(foreign, at, &mut handled).await?;
-        }
         let when = if message.is_narrow() { When::Urgent } else { When::BULK_NOW };
+        // An earlier or a newer file may have such a key.
+        if alone && message.action != Action::Warm {
+            self.remove_foreign(foreign, order, when, &mut handled).await?;
+        }
         self.entries(&named, message.action, when, &mut handled, &mut left).await?;
         if !message.tags.is_empty() {
             let mut part = Part { tags: message.tags.iter().map(String::as_str).collect(), order, handled, left };
@@ -255,10 +256,11 @@ impl Invalidator {
         &self,
         glob: &str,
         only: Option<&Arc<Job>>,
-        Order { action, at, alone }: Order,
+        order: Order,
         handled: &mut Handled,
         left: &mut Left,
     ) -> RedisResult<()> {
+        let Order { action, at, alone } = order;
         for leases in [true, false] {
             let match_glob = if leases { self.keys.lease_glob(glob) } else { glob.to_owned() };
             let mut scan = Scan::new(match_glob);
@@ -277,7 +279,7 @@ impl Invalidator {
                         None => {}
                     }
                 }
-                self.remove_foreign(foreign, at, handled).await?;
+                self.remove_foreign(foreign, order, When::BULK_NOW, handled).await?;
                 self.entries(&named, action, When::BULK_NOW, handled, left).await?;
             }
         }
@@ -289,7 +291,7 @@ impl Invalidator {
     async fn left_by(&self, name: &str, order: Order, handled: &mut Handled, left: &mut Left) -> RedisResult<()> {
         let kept = pass_over(self.agenda.matching(&JobName::new(name), "*").await, name)?.unwrap_or_default();
         let (named, foreign) = self.by_owner(kept, order.at, Announced::None);
-        self.remove_foreign(foreign, order.at, handled).await?;
+        self.remove_foreign(foreign, order, When::BULK_NOW, handled).await?;
         self.entries(&named, order.action, When::BULK_NOW, handled, left).await
     }
 
@@ -308,35 +310,6 @@ impl Invalidator {
             }
         }
         (named, foreign)
-    }
-
-    /// Removes the values of jobs that are unknown here, as happens while workers with new job files replace old ones.
-    /// No other worker hears of the message, and no value is better than an outdated one.
-    async fn remove_foreign(&self, keys: Vec<EntryKey>, at: RedisTime, handled: &mut Handled) -> RedisResult<()> {
-        for batch in keys.chunks(ABREAST) {
-            let snapshots = self.store.snapshots(batch).await?;
-            let leased = self.store.leased(batch).await?;
-            let ours = batch.iter().zip(snapshots).zip(leased);
-            let ours = ours.filter(|((_, snapshot), leased)| *leased || snapshot.ours().is_some());
-            self.remove(ours.map(|((key, _), _)| key), at, handled).await?;
-        }
-        Ok(())
-    }
-
-    /// Removes the values of at most [`ABREAST`] entries.
-    async fn remove(
-        &self,
-        keys: impl IntoIterator<Item = &EntryKey>,
-        at: RedisTime,
-        handled: &mut Handled,
-    ) -> RedisResult<()> {
-        let scripts = keys.into_iter().map(async |key| (key, self.store.invalidate(key, at, Removal::Evict).await));
-        for (key, result) in join_all(scripts).await {
-            let Some(result) = pass_over(result, key)? else { continue };
-            handled.removed += u64::from(result.removed);
-            handled.fenced += u64::from(result.fenced);
-        }
-        Ok(())
     }
 
     /// Runs the scripts of these entries, then puts on the agenda what follows from them.

@@ -487,7 +487,7 @@ pub(super) fn cases() -> &'static [(Change, &'static [&'static str])] {
                  table = { key = \"lost:{nam}\", optional = \"no\", more = 1 }\nempty = {}\n",
             ),
             &[
-                "7:1: input `name` has the name of a placeholder in `key`",
+                "7:1: input `name` has the name of a placeholder in `key` | rename the input; in templates, {{ name }} is the placeholder's value",
                 "7:8: jobs wait for each other: a → a | remove one of these inputs",
                 "8:9: `{nam}` is no placeholder of the key `art:{name}` | did you mean `{name}`?",
                 "9:1: the name `env` means something else in templates; choose another",

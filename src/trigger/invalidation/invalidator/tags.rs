@@ -53,19 +53,14 @@ impl Invalidator {
     }
 
     /// Handles the entries that a tag's index names.
-    async fn tagged(
-        &self,
-        tag: &str,
-        Order { action, at, alone }: Order,
-        handled: &mut Handled,
-        left: &mut Left,
-    ) -> RedisResult<()> {
+    async fn tagged(&self, tag: &str, order: Order, handled: &mut Handled, left: &mut Left) -> RedisResult<()> {
+        let Order { action, at, alone } = order;
         let mut cursor = 0;
         loop {
             let (next, entries) = self.store.tagged(tag, cursor).await?;
             let (named, foreign) = self.by_owner(entries, at, Announced::None);
             if alone {
-                self.remove_foreign(foreign, at, handled).await?;
+                self.remove_foreign(foreign, order, When::BULK_NOW, handled).await?;
             }
             self.entries(&named, action, When::BULK_NOW, handled, left).await?;
             cursor = next;
@@ -110,10 +105,11 @@ impl Invalidator {
         &self,
         set: &str,
         globs: &BTreeSet<String>,
-        Order { action, at, alone }: Order,
+        order: Order,
         handled: &mut Handled,
         left: &mut Left,
     ) -> RedisResult<()> {
+        let Order { action, at, alone } = order;
         if !self.store.tracks(set).await? {
             self.store.track(set, false).await?;
             for glob in globs.iter().filter(|glob| self.keys.loaded_like(glob) == *set) {
@@ -134,7 +130,7 @@ impl Invalidator {
             }
             if alone {
                 for batch in foreign.chunks(ABREAST) {
-                    self.remove(batch, at, handled).await?;
+                    self.remove(batch, order, When::BULK_NOW, handled).await?;
                 }
             }
             self.entries(&named, action, When::BULK_NOW, handled, left).await?;
