@@ -275,8 +275,6 @@ async fn the_agenda_sends_what_the_model_sends() {
     }
     agenda.cancel(&job(), &[art("a")], now).await.unwrap();
     monitor.expect(&redis, &[(calls::cancel("a", then), &[])]).await;
-    agenda.withdraw(&job(), &[art("a")]).await.unwrap();
-    monitor.expect(&redis, &[(calls::withdraw("a"), &[])]).await;
 }
 
 #[tokio::test]

@@ -424,11 +424,6 @@ pub fn cancel(entry: &str, at: i64) -> Call {
     call(Script::Cancel, &[AGENDA], &[&at, &entry])
 }
 
-/// `Agenda::withdraw`.
-pub fn withdraw(entry: &str) -> Call {
-    call(Script::Withdraw, &[AGENDA], &[&entry])
-}
-
 /// `Agenda::finish_counting` of one entry; `counter` is its outcome.
 pub fn finish(entry: &str, score: &str, counter: &str, (what, arg): (&str, &str)) -> Call {
     let keys = [AGENDA, DEAD_LETTERS, REASONS, STATS];

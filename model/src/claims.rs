@@ -1,4 +1,4 @@
-//! Puts, claims, takes and withdrawals by themselves: random agendas and calls, for the contracts of the scripts.
+//! Puts, claims and takes by themselves: random agendas and calls, for the contracts of the scripts.
 
 use crate::calls::{self, AGENDA, ANSWER, CLAIM, Call, RUN};
 use crate::db::Db;
@@ -24,7 +24,7 @@ pub fn walk(engine: &Engine, seed: u64, steps: usize) -> Step {
         let entry = ENTRIES[random.below(ENTRIES.len())];
         let now = db.now();
         let mut any = |of: &[i64]| of[random.below(of.len())];
-        match any(&[0, 0, 1, 2, 2, 3, 4, 4, 5, 6]) {
+        match any(&[0, 0, 1, 2, 2, 3, 4, 4, 5]) {
             0 => {
                 let (at, bits) = (
                     now + any(&[-2, 0, 1, CLAIM - 1, CLAIM, CLAIM + RUN, FAR, CLAIM + HOUR, 2 * HOUR]),
@@ -48,8 +48,7 @@ pub fn walk(engine: &Engine, seed: u64, steps: usize) -> Step {
                 let again = Some(any(&[0, 1, ANSWER, RUN])).filter(|_| random.below(2) == 0);
                 run(engine, &mut db, &calls::take(entry, &held(claims_end, [1, 17][random.below(2)]), again))?;
             }
-            5 => run(engine, &mut db, &calls::withdraw(entry))?,
-            6 => {
+            5 => {
                 let at = any(&[0, now - 1, now, now + 1, now + 5]);
                 let (how, trigger) = (["due", "there", "keep", "bulk"][random.below(4)], random.below(6) as u8);
                 run(engine, &mut db, &calls::due(how, trigger, at, &[entry]))?;

@@ -298,7 +298,10 @@ pub const KILLED: &[Mutant] = mutants! {
         "as = score(how == 'urgent' or held == 2, true, of, earliest)"
             => "as = score(how == 'urgent', true, of, earliest)",
         "if priority > 0 or at < now + 5000 then" => "if priority > 0 then",
-        "if waits and stronger and not move then" => "if false then",
+        "if waits and stronger and not move and" => "if false and",
+        "and not move and (before == 5 or before == 2)" => "and not move",
+        "(before == 5 or before == 2)" => "before == 5",
+        "(before == 5 or before == 2)" => "before == 2",
         "waits and stronger and not move" => "stronger and not move",
         "waits and stronger and not move" => "waits and not move",
         "encode(old_at, state, trigger, held)" => "encode(old_at, 'scheduled', trigger, 0)",
@@ -368,17 +371,6 @@ pub const KILLED: &[Mutant] = mutants! {
         "(state == 'running' or trigger ~= 2 and trigger ~= 5)" => "(state == 'running' or trigger == 1)",
         "if moves[1] then redis.call('ZADD', KEYS[1], unpack(moves)) end" => "",
         "if out[1] then redis.call('ZREM', KEYS[1], unpack(out)) end" => "",
-    ]
-    "agenda/lua/withdraw.lua": [
-        "if trigger == 0 then" => "if true then",
-        "if state == 'claimed' or state == 'running' then" => "if state == 'running' then",
-        "if state == 'claimed' or state == 'running' then" => "if state == 'claimed' then",
-        "if state == 'claimed' or state == 'running' then" => "if true then",
-        "at = now + 1" => "at = now",
-        "priority > 0 and 'urgent' or 'scheduled'" => "'scheduled'",
-        "5, priority)" => "2, priority)",
-        "if moves[1] then redis.call('ZADD', KEYS[1], unpack(moves)) end" => "",
-        "return #moves / 2" => "return #moves",
     ]
     "agenda/lua/finish.lua": [
         "if scores[n] and tonumber(scores[n]) == held then" => "if scores[n] then",

@@ -67,7 +67,6 @@ scripts! {
     Claim = [SCORE] "agenda/lua/claim.lua";
     Take = [SCORE] "agenda/lua/take.lua";
     Cancel = [SCORE] "agenda/lua/cancel.lua";
-    Withdraw = [SCORE] "agenda/lua/withdraw.lua";
     Finish = [SCORE] "agenda/lua/finish.lua";
     BeginLoad = [LEASE_RECORD] "cache/lua/begin_load.lua";
     CommitLoad = [LEASE_RECORD] "cache/lua/commit_load.lua";

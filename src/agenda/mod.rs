@@ -43,7 +43,6 @@ static DUE: LazyLock<Script> = LazyLock::new(|| scored(include_str!("lua/due.lua
 static CLAIM: LazyLock<Script> = LazyLock::new(|| scored(include_str!("lua/claim.lua")));
 static TAKE: LazyLock<Script> = LazyLock::new(|| scored(include_str!("lua/take.lua")));
 static CANCEL: LazyLock<Script> = LazyLock::new(|| scored(include_str!("lua/cancel.lua")));
-static WITHDRAW: LazyLock<Script> = LazyLock::new(|| scored(include_str!("lua/withdraw.lua")));
 static FINISH: LazyLock<Script> = LazyLock::new(|| scored(include_str!("lua/finish.lua")));
 
 /// Returns a script that reads and writes scores.
@@ -511,20 +510,5 @@ impl Agenda {
                 .await?;
         }
         Ok(cancelled)
-    }
-
-    /// Withdraws what a warmup made due of entries that are no longer named: each becomes a recheck, which fetches none
-    /// that has no value, and a fetch that has not begun is not made. Returns how many did.
-    ///
-    /// # Errors
-    /// Redis's; some may be withdrawn.
-    pub async fn withdraw(&self, job: &JobName, entries: &[EntryKey]) -> RedisResult<usize> {
-        let mut withdrawn = 0;
-        for batch in entries.chunks(BATCH) {
-            let keys: Vec<&str> = batch.iter().map(EntryKey::as_str).collect();
-            withdrawn +=
-                WITHDRAW.key(self.keys.agenda(job)).arg(keys).invoke_async::<usize>(&mut self.redis.clone()).await?;
-        }
-        Ok(withdrawn)
     }
 }

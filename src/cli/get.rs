@@ -169,7 +169,7 @@ fn tell_origin(entry: &Entry) {
 
 /// Returns what followed the invalidation of an entry that is not fetched again.
 fn since_invalidation(entry: &Entry) -> String {
-    match (&entry.other_type, stays_absent(entry)) {
+    match (&entry.other_type, entry.stays_absent()) {
         (Some(other), _) => format!("not fetched while the key holds a {other}"),
         (None, _) if entry.job.is_none() => "not fetched again, as no job has the key".to_owned(),
         (None, true) => ABSENT.to_owned(),
@@ -245,7 +245,7 @@ fn tell_agenda(entry: &Entry, has_inputs: bool) {
             (State::Scheduled, _) => format!("scheduled, due {}", relative(at, now)),
         };
         let why = if entry.due_for_input { "a change of an input" } else { INVALIDATION };
-        let none = if stays_absent(entry) { NONE_FETCHED } else { "" };
+        let none = if entry.stays_absent() { NONE_FETCHED } else { "" };
         let purpose = purpose(trigger, why, recheck_of(entry, has_inputs));
         say("agenda", format!("{state}, for {purpose}{none}"));
     }
@@ -255,13 +255,6 @@ fn tell_agenda(entry: &Entry, has_inputs: bool) {
 const ABSENT: &str = "absent: nothing fetches it before a warmup or a demand; `samovar warm KEY` does";
 /// The limit of a recheck for such an entry.
 const NONE_FETCHED: &str = "; while it is absent, nothing is fetched";
-
-/// Returns `true` if an entry has no value and is not due to be fetched. A recheck fetches an absent entry only if the
-/// upstream did not have it.
-fn stays_absent(entry: &Entry) -> bool {
-    let is_due = entry.due.is_some_and(|due| due.trigger != Trigger::Recheck);
-    entry.value.is_none() && entry.other_type.is_none() && !is_due && !entry.is_gone
-}
 
 /// Reasons of entries that are due for [`Trigger::Invalidation`]. A change of an input has the same trigger, and leaves
 /// no mark of an invalidation. Once the entry is fetched, the two are not told apart.

@@ -1,7 +1,6 @@
 //! `samovar warm`: fetches a job's entries, or one entry, now.
 
 use std::collections::BTreeSet;
-use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 

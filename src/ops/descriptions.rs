@@ -12,14 +12,12 @@ use std::time::Duration;
 use redis::{RedisResult, Script};
 
 use super::Ops;
-use crate::agenda::Agenda;
 use crate::entry::{EntryKey, JobName, KeySet};
 use crate::job::{Jobs, KnownJob, KnownJobs};
 use crate::popularity::buckets;
 use crate::protocol::Keys;
 use crate::redis::{Connection, RedisTime, Troubles, is_of_keys};
 use crate::trigger::invalidation::known_to_workers;
-use crate::trigger::withdraw_unnamed;
 
 /// Descriptions in one script call.
 const AT_ONCE: usize = 50;
@@ -133,7 +131,7 @@ pub async fn publish<'a>(
             described.iter().zip(&lists).zip(buckets::made_from(&mut redis, &lists).await?)
         {
             let listed = match present {
-                Ok(present) => publish_list(&mut redis, keys, list, job, present.as_deref()).await,
+                Ok(present) => publish_list(&mut redis, list, job, present.as_deref()).await,
                 Err(e) => Err(e),
             };
             published.is_settled &= troubles.alone(job.name.as_str(), listed)?.is_some();
@@ -144,20 +142,12 @@ pub async fn publish<'a>(
 
 /// Publishes the entries that a job's file lists, unless they are those that are present. A crash in between leaves the
 /// earlier ones.
-async fn publish_list(
-    redis: &mut Connection,
-    keys: &Keys,
-    list: &str,
-    job: &KnownJob,
-    present: Option<&[u8]>,
-) -> RedisResult<()> {
+async fn publish_list(redis: &mut Connection, list: &str, job: &KnownJob, present: Option<&[u8]>) -> RedisResult<()> {
     let Some(file) = &job.file else { return Ok(()) };
     if present.map_or(job.listed == 0, |present| present == job.digest.as_bytes()) {
         return Ok(());
     }
-    let listed: KeySet = file.entries.list.iter().filter_map(|params| job.key.write(params)).collect();
-    let agenda = Agenda::new(redis.clone(), keys.clone());
-    withdraw_unnamed(redis, &agenda, &job.name, list.to_owned(), |name| listed.contains(name)).await?;
+    let listed = file.entries.list.iter().filter_map(|params| job.key.write(params)).collect();
     buckets::write(redis, list, &listed, Some(&job.digest)).await
 }
 

@@ -281,6 +281,15 @@ fn priority(priority: Priority) -> &'static str {
     }
 }
 
+impl Entry {
+    /// Tells that the entry has no value and is not due to be fetched. A recheck fetches an absent entry only if the
+    /// upstream did not have it.
+    pub(crate) fn stays_absent(&self) -> bool {
+        let is_due = self.due.is_some_and(|due| due.trigger != Trigger::Recheck);
+        self.value.is_none() && self.other_type.is_none() && !is_due && !self.is_gone
+    }
+}
+
 /// Returns `true` if the rechecks follow no invalidation.
 fn is_rechecked_in_doubt(meta: &Meta) -> bool {
     meta.last_attempt.rechecks.as_ref().is_some_and(Rechecks::is_of_doubt)

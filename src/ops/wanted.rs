@@ -166,7 +166,7 @@ fn why_absent(job: &KnownJob, entry: &Entry) -> String {
         format!("{}: {why}", closed.upstream)
     } else if entry.last_outcome == Some(Outcome::Gone) {
         told("gone")
-    } else if let Some(due) = entry.due {
+    } else if let Some(due) = entry.due.filter(|_| !entry.stays_absent()) {
         let wait = duration::rough(due.at.saturating_since(entry.now_ms));
         match entry.due_state {
             Some("claimed" | "running") => "is being fetched".to_owned(),

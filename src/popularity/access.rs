@@ -12,7 +12,7 @@ use std::time::Duration;
 use redis::{FromRedisValue, Pipeline, RedisResult, Value};
 
 use super::decay::{count, expected, half_life};
-use super::{Popularity, buckets, counted, millis};
+use super::{FeedState, Popularity, buckets, counted, millis};
 use crate::entry::{EntryKey, JobName};
 use crate::job::Job;
 use crate::protocol::Keys;
@@ -147,14 +147,14 @@ pub(super) fn is_shared(refcount: &RedisResult<Value>) -> bool {
 
 impl Popularity {
     /// Returns whether to refresh an entry that is about to expire and that its job does not list. It is refreshed if
-    /// the feed names it, if it is one of the most read that the job keeps, or if it was read since its value was
+    /// the feed names it or Redis lost what it names, if it is one of the most read that the job keeps, or if it was read since its value was
     /// written, either often recently, or sometimes and just now. Where Redis cannot tell, the decayed count decides
     /// alone.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
     pub async fn wanted(&self, job: &Job, key: &EntryKey) -> RedisResult<bool> {
-        const BEFORE: usize = 6;
+        const BEFORE: usize = 8;
         let lfu = self.lfu.load(Ordering::Relaxed);
         let (popular, sample) = (self.keys.popular(&job.name), self.keys.sample(&job.name));
         let mut pipe = redis::pipe();
@@ -162,6 +162,8 @@ impl Popularity {
         // Empty if the job no longer has a feed.
         let bucket = job.entries.feed.as_ref().map_or_else(String::new, |_| buckets::bucket(key));
         pipe.cmd("HGET").arg(self.keys.feed(&job.name)).arg(bucket);
+        pipe.cmd("EXISTS").arg(self.keys.feed(&job.name));
+        FeedState::ask(&mut pipe, &self.keys, &job.name);
         pipe.cmd("ZREVRANK").arg(&popular).arg(key.as_str());
         pipe.cmd("ZSCORE").arg(&popular).arg(key.as_str());
         pipe.cmd("ZREVRANGE").arg(&popular).arg(counted(job) - 1).arg(counted(job) - 1).arg("WITHSCORES");
@@ -169,13 +171,20 @@ impl Popularity {
         Access::ask(&mut pipe, &self.keys, key, lfu);
         pipe.cmd("OBJECT").arg("REFCOUNT").arg(key.as_str());
         let replies: Vec<RedisResult<Value>> = pipe.ignore_errors().query_async(&mut self.redis.clone()).await?;
-        let [time, fed, rank, score, least, clock, rest @ ..] = replies.as_slice() else { return Ok(true) };
+        let [time, fed, has_feed, state, rank, score, least, clock, rest @ ..] = replies.as_slice() else {
+            return Ok(true);
+        };
         debug_assert_eq!(replies.len(), BEFORE + Access::COMMANDS + 1);
         let Some((access, shared)) = rest.split_at_checked(Access::COMMANDS) else { return Ok(true) };
         let Some(now) = reply::<RedisTime>(time) else { return Ok(true) };
         if reply::<Option<Vec<u8>>>(fed).flatten().is_some_and(|bucket| buckets::names(&bucket, key))
             || reply::<Option<usize>>(rank).flatten().is_some_and(|rank| rank < job.entries.popular)
         {
+            return Ok(true);
+        }
+        let names_some = || FeedState::told(reply::<Option<Vec<u8>>>(state).flatten().as_deref()).entries > 0;
+        if job.entries.feed.is_some() && reply::<bool>(has_feed) != Some(true) && names_some() {
+            // Redis lost what the feed names; the next warmup asks it.
             return Ok(true);
         }
         let Some(access) = Access::read(now, lfu, access) else { return Ok(true) };

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use redis::RedisResult;
+use redis::{Pipeline, RedisResult};
 use serde::{Deserialize, Serialize};
 
 use super::buckets;
@@ -58,8 +58,20 @@ impl FeedState {
     /// # Errors
     /// Fails if Redis returns an error.
     pub(crate) async fn read(redis: &mut Connection, keys: &Keys, job: &JobName) -> RedisResult<Self> {
-        let text: Option<Vec<u8>> = redis::cmd("HGET").arg(keys.stats(job)).arg(STATE).query_async(redis).await?;
-        Ok(text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default())
+        let mut pipe = redis::pipe();
+        Self::ask(&mut pipe, keys, job);
+        let (text,): (Option<Vec<u8>>,) = pipe.query_async(redis).await?;
+        Ok(Self::told(text.as_deref()))
+    }
+
+    /// Asks for the state of a job's feed in a pipeline of the caller; [`Self::told`] reads the reply.
+    pub(super) fn ask(pipe: &mut Pipeline, keys: &Keys, job: &JobName) {
+        pipe.cmd("HGET").arg(keys.stats(job)).arg(STATE);
+    }
+
+    /// Reads a state; a text that is none counts as absent.
+    pub(super) fn told(text: Option<&[u8]>) -> Self {
+        text.and_then(|text| serde_json::from_slice(text).ok()).unwrap_or_default()
     }
 
     /// Stores the state of a job's feed.

@@ -28,7 +28,7 @@ use crate::entry::duration::millis;
 use crate::entry::{EntryKey, JobName, KeySet};
 use crate::job::Job;
 use crate::protocol::Keys;
-use crate::redis::Connection;
+use crate::redis::{Connection, RedisTime};
 
 /// Entries of a job whose reads are counted; more if its file keeps more of them warm.
 const COUNTED: usize = 10_000;
@@ -61,6 +61,9 @@ enum Fold {
     AtLeast,
 }
 
+/// The time after the answer of a feed in which its warmup makes most entries due.
+const EXPANDED: Duration = Duration::from_secs(60);
+
 /// An entry and its count of reads.
 type Read = (EntryKey, f64);
 
@@ -75,12 +78,33 @@ pub struct Popularity {
     remembered: Arc<Mutex<HashMap<JobName, Vec<Read>>>>,
     /// The number of accesses that [`Sampler`] had seen when it last sampled each job.
     touches: Arc<Mutex<HashMap<JobName, u64>>>,
+    /// When each job's feed last gave a usable answer, as far as this worker knows.
+    answered: Arc<Mutex<HashMap<JobName, RedisTime>>>,
 }
 
 impl Popularity {
     /// Creates the counts under these keys.
     pub fn new(redis: Connection, keys: Keys) -> Self {
-        Self { redis, keys, lfu: Arc::default(), remembered: Arc::default(), touches: Arc::default() }
+        Self {
+            redis,
+            keys,
+            lfu: Arc::default(),
+            remembered: Arc::default(),
+            touches: Arc::default(),
+            answered: Arc::default(),
+        }
+    }
+
+    /// Notes when a job's feed last gave a usable answer.
+    pub(crate) fn note_answer(&self, job: &JobName, at: RedisTime) {
+        self.answered.lock().unwrap_or_else(PoisonError::into_inner).insert(job.clone(), at);
+    }
+
+    /// Tells that an entry that a warmup made due at `since` is named by the last answer of its job's feed: nothing has
+    /// put it off since that warmup. An entry of which this cannot be told may be named all the same.
+    pub(crate) fn is_of_last_answer(&self, job: &JobName, since: RedisTime) -> bool {
+        let answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner).get(job).copied();
+        answered.is_some_and(|at| (at..at + EXPANDED).contains(&since))
     }
 
     fn touches(&self) -> MutexGuard<'_, HashMap<JobName, u64>> {

@@ -93,6 +93,14 @@ impl Store {
         self.invalidated(key, at, removal, terms, (STORM, in_storm)).await
     }
 
+    /// Handles a refresh with time `at` of one entry whose job is unknown here, in a storm as well.
+    ///
+    /// # Errors
+    /// Redis's; handling it again does no harm.
+    pub async fn refresh_at_once(&self, key: &EntryKey, at: RedisTime) -> RedisResult<Invalidated> {
+        self.invalidated(key, at, Removal::Refresh, Terms::default(), (Duration::ZERO, Duration::ZERO)).await
+    }
+
     /// Marks the caller's own lease with an invalidation by a tag, in a storm as well.
     ///
     /// # Errors

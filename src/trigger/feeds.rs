@@ -14,7 +14,6 @@ use tracing::warn;
 use super::cron::Cron;
 use super::invalidation::WARMUP_SIGNAL;
 use super::tick::Claim;
-use super::withdrawal::withdraw_unnamed;
 use crate::entry::{JobName, KeySet, Priority, UpstreamName};
 use crate::job::{Feed, Job};
 use crate::popularity::{FeedState, feed};
@@ -93,7 +92,6 @@ impl Cron {
     pub(super) async fn fed(&self, job: &Arc<Job>, claim: &mut Claim) -> RedisResult<Option<Named>> {
         let mut redis = self.redis.clone();
         let Some(asked) = &job.entries.feed else {
-            self.withdraw_unnamed(job, |_| false).await?;
             feed::forget(&mut redis, &self.keys, job).await?;
             let forgotten = FeedState::forget(&mut redis, &self.keys, &job.name).await;
             self.troubles.of("forgetting the state of a feed").alone(job.name.as_str(), forgotten)?;
@@ -174,7 +172,6 @@ impl Cron {
                  {why}"
             );
         }
-        self.withdraw_unnamed(job, |name| fed.entries.contains(name)).await?;
         feed::remember(&mut self.redis.clone(), &self.keys, job, &fed.entries).await?;
         let state = FeedState {
             answered_ms: Some(now),
@@ -186,13 +183,6 @@ impl Cron {
         self.tell_feed(job, &state);
         self.keep_state(job, &state).await?;
         Ok(Named { entries: fed.entries, ask_again: None, state })
-    }
-
-    /// Withdraws what an earlier warmup made due of the entries that the feed named last, and that nothing names now.
-    async fn withdraw_unnamed(&self, job: &Job, is_fed: impl Fn(&str) -> bool) -> RedisResult<()> {
-        let is_named = |name: &str| is_fed(name) || job.key.read(name).is_some_and(|params| job.entries.lists(&params));
-        let (mut redis, set) = (self.redis.clone(), self.keys.feed(&job.name));
-        withdraw_unnamed(&mut redis, &self.agenda, &job.name, set, is_named).await
     }
 
     /// Keeps the state of a job's feed. If it cannot be kept, the warmup goes on.
@@ -216,6 +206,9 @@ impl Cron {
     }
 
     fn tell_feed(&self, job: &Job, state: &FeedState) {
+        if let Some(at) = state.answered_ms {
+            self.popularity.note_answer(&job.name, at);
+        }
         let feeds = self.troubles.of(ASKING);
         match &state.reason {
             Some(reason) => {

@@ -9,7 +9,6 @@ mod feeds;
 pub mod invalidation;
 pub mod misses;
 mod tick;
-mod withdrawal;
 
 pub use cron::Cron;
 pub use feeds::warm_up_now;
@@ -17,4 +16,3 @@ pub use invalidation::{
     Ack, At, Backlog, Channel, Clock, Complaints, GapDetector, Gone, Inbox, Invalidator, Pipeline, Watermark, inbox,
 };
 pub use misses::Misses;
-pub(crate) use withdrawal::withdraw_unnamed;

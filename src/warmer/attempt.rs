@@ -30,7 +30,7 @@ use super::inputs::{Lack, Missing};
 use super::recheck::{Needs, with_next_recheck};
 use super::{INPUT_WAIT, Running, SHORT_WAIT, Warmer};
 use crate::agenda::{Next, When, keep};
-use crate::entry::{EntryKey, Outcome, Trigger, Validators};
+use crate::entry::{EntryKey, Outcome, Priority, Trigger, Validators};
 use crate::job::{Job, Params};
 use crate::redis::RedisTime;
 use crate::source::{Answer, Ended, Permit};
@@ -248,12 +248,15 @@ impl Attempt<'_> {
             let reason = "the job's key pattern has changed and does not match it, so nothing makes it anew";
             return Err(Stop::End(Ending::because(Outcome::Unowned, Next::Out, reason)));
         };
-        if self.entry.trigger == Trigger::Expiry
-            && !job.entries.lists(&params)
+        if !job.entries.lists(&params)
+            && self.may_be_unwanted().await?
             && !warmer.popularity.wanted(job, key).await?
             && !warmer.is_unsettled(key).await?
         {
-            let reason = "it is read too rarely: it is left to expire";
+            let reason = match self.entry.trigger {
+                Trigger::Cron => "neither a list nor a feed names it any more, and it is read too rarely to be fetched",
+                _ => "it is read too rarely: it is left to expire",
+            };
             return Err(Stop::End(Ending::because(Outcome::Unread, Next::Out, reason)));
         }
         if let Some(absent) = warmer.known_absent(job, self.entry).await? {
@@ -277,6 +280,23 @@ impl Attempt<'_> {
                 Err(Stop::End(self.give_up_input(&input, &why).await?))
             }
             Some(missing) => Err(Stop::End(Ending::input_missing(&missing, now))),
+        }
+    }
+
+    /// Tells that an entry that its job does not list may be wanted no more: its value is about to expire, or it has
+    /// none and waits since a warmup that may not be the last one.
+    async fn may_be_unwanted(&self) -> RedisResult<bool> {
+        let (warmer, entry) = (self.warmer, self.entry);
+        match entry.trigger {
+            Trigger::Expiry => Ok(true),
+            // One of a higher priority was asked for besides.
+            Trigger::Cron
+                if entry.priority == Priority::Normal
+                    && !warmer.popularity.is_of_last_answer(&self.job.name, entry.since) =>
+            {
+                Ok(!warmer.store.snapshot(&entry.key).await?.has_value())
+            }
+            _ => Ok(false),
         }
     }
 
@@ -397,9 +417,9 @@ impl Attempt<'_> {
             return Err(Stop::End(Ending::dead(poison_reason(crashes))));
         }
         if !entry.is_wanted(score) {
-            // An eviction found no lease to mark, and fetched now, the entry would be back before the next warmup or
-            // demand. Or neither a list nor a feed names it any more.
-            let reason = "evicted, or no longer named, while it waited for its upstream";
+            // The eviction found no lease to mark. Fetched now, the entry would be back before the next warmup or
+            // demand.
+            let reason = "evicted while it waited for its upstream";
             return Err(Stop::End(Ending::because(Outcome::Fenced, Next::Out, reason)));
         }
         if job.inputs.is_empty() {

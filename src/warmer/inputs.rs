@@ -160,8 +160,9 @@ impl Warmer {
         if let Some(until) = until.filter(|until| now < *until) {
             return Ok(Some(Lack::Uncertain(until)));
         }
-        if second.is_some() {
-            // The entry is late, or the recheck is.
+        let may_be_found = gone.rechecked.is_some() && now < gone.since + FRESH_INPUT_WAIT;
+        if second.is_some() || is_paid_for && there && may_be_found {
+            // The entry is late, or the recheck is: it may be due just now, as the entry is, and not answered yet.
             self.demand(key, entry.priority).await?;
             return Ok(Some(Lack::Unfetched));
         }

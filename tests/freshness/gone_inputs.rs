@@ -177,6 +177,27 @@ async fn a_paid_for_entry_outlasts_a_404_that_a_recheck_revokes() {
     assert_eq!(count(&redis, "story", "gone").await, 0);
 }
 
+/// The last recheck is due when the story is, and its answer comes a little later.
+#[tokio::test]
+async fn a_paid_for_entry_waits_for_the_answer_of_the_last_recheck() {
+    let (redis, upstream) = both().await;
+    let jobs = stories(&upstream, r#"["1s", "2s"]"#);
+    let there = || Reply::json(json!({"version": 1}));
+    let late = there().after(Duration::from_millis(300));
+    upstream.on_each("/art/a", [there(), Reply::status(404), Reply::status(404), late]);
+    let _worker = worker(&redis, &jobs);
+    let parts = Parts::of(&redis).await;
+    warm(&redis, &["story:a"]).await;
+    shows(&redis, "story:a", json!("Of 1")).await;
+    parts.invalidate("art:a").await;
+    gone(&redis, "art:a").await;
+    let unchanged = count(&redis, "story", "unchanged").await;
+    shows(&redis, "art:a", json!({"version": 1})).await;
+    eventually("the story holds", async || count(&redis, "story", "unchanged").await > unchanged).await;
+    assert_eq!((redis.json("story:a").await, upstream.calls(AI)), (Some(json!("Of 1")), 1));
+    assert_eq!((count(&redis, "story", "gone").await, upstream.calls("/art/a")), (0, 4));
+}
+
 /// A composed value costs nothing, but an AI value is made from it.
 #[tokio::test]
 async fn what_a_paid_for_entry_is_made_from_outlasts_a_404_too() {

@@ -45,7 +45,6 @@ pub(crate) fn after_script(engine: &Engine, before: &Db, after: &Db, call: &Call
         Script::Claim => agenda::claim(engine, before, after, call, reply),
         Script::Take => agenda::take(engine, before, after, call, reply),
         Script::Cancel => agenda::cancel(engine, before, after, call),
-        Script::Withdraw => agenda::withdraw(engine, before, after, call, reply),
         Script::Finish => agenda::finish(engine, before, after, call),
         _ => Ok(()),
     }

@@ -178,8 +178,8 @@ impl Invalidator {
         }
         let when = if message.is_narrow() { When::Urgent } else { When::BULK_NOW };
         // An earlier or a newer file may have such a key.
-        if alone && message.action != Action::Warm {
-            self.remove_foreign(foreign, order, when, &mut handled).await?;
+        if alone {
+            self.foreign(foreign, order, when, &mut handled).await?;
         }
         self.entries(&named, message.action, when, &mut handled, &mut left).await?;
         if !message.tags.is_empty() {
@@ -279,7 +279,7 @@ impl Invalidator {
                         None => {}
                     }
                 }
-                self.remove_foreign(foreign, order, When::BULK_NOW, handled).await?;
+                self.foreign(foreign, order, When::BULK_NOW, handled).await?;
                 self.entries(&named, action, When::BULK_NOW, handled, left).await?;
             }
         }
@@ -291,7 +291,7 @@ impl Invalidator {
     async fn left_by(&self, name: &str, order: Order, handled: &mut Handled, left: &mut Left) -> RedisResult<()> {
         let kept = pass_over(self.agenda.matching(&JobName::new(name), "*").await, name)?.unwrap_or_default();
         let (named, foreign) = self.by_owner(kept, order.at, Announced::None);
-        self.remove_foreign(foreign, order, When::BULK_NOW, handled).await?;
+        self.foreign(foreign, order, When::BULK_NOW, handled).await?;
         self.entries(&named, order.action, When::BULK_NOW, handled, left).await
     }
 

@@ -55,7 +55,8 @@ pub(super) fn due(engine: &Engine, before: &Db, after: &Db, call: &Call) -> Step
         if how == "keep" && is != was {
             return wrong("it was there", &old, &new);
         }
-        let takes = |is: &Due| strength(trigger) <= strength(was.trigger) || is.trigger == trigger;
+        let may_take = priority > 0 || matches!(was.trigger, 2 | 5);
+        let takes = |is: &Due| !may_take || strength(trigger) <= strength(was.trigger) || is.trigger == trigger;
         let stays = |is: &Due| strength(is.trigger) >= strength(was.trigger);
         let right = match was.state.as_str() {
             _ if how == "keep" => true,
@@ -226,27 +227,6 @@ pub(super) fn cancel(engine: &Engine, before: &Db, after: &Db, call: &Call) -> S
         }
     }
     Ok(())
-}
-
-pub(super) fn withdraw(engine: &Engine, before: &Db, after: &Db, call: &Call, reply: &Reply) -> Step {
-    let mut withdrawn = 0;
-    for entry in &call.args {
-        let (old, new) = (decoded(engine, before, entry), decoded(engine, after, entry));
-        let expected = old.clone().map(|due| {
-            let state = if due.priority > 0 { "urgent" } else { "scheduled" };
-            let is_held = matches!(due.state.as_str(), "claimed" | "running");
-            let at = if is_held { before.now() + 1 } else { due.at };
-            if due.trigger == 0 { Due { at, state: state.into(), trigger: 5, ..due } } else { due }
-        });
-        withdrawn += i64::from(expected != old);
-        if new != expected {
-            return violated(CONTRACT, format!("withdraw.lua: {entry}, which was {old:?}, became {new:?}"));
-        }
-    }
-    match reply.int() == withdrawn {
-        true => Ok(()),
-        false => violated(CONTRACT, format!("withdraw.lua: {withdrawn} became rechecks, and it tells {reply:?}")),
-    }
 }
 
 pub(super) fn finish(engine: &Engine, before: &Db, after: &Db, call: &Call) -> Step {

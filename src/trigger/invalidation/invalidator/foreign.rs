@@ -1,6 +1,8 @@
 //! Entries of no job here, in a message that no other worker hears of: while workers with new job files replace old
 //! ones, they may belong to a file that this worker does not have.
 
+use std::collections::BTreeMap;
+
 use futures_util::future::join_all;
 use redis::RedisResult;
 
@@ -11,53 +13,80 @@ use crate::protocol::{Action, Handled};
 use crate::store::Removal;
 
 impl Invalidator {
-    /// Removes values of Samovar's that belong to no job here, and leaves them to a newer file as [`Self::remove`]
-    /// does.
-    pub(super) async fn remove_foreign(
+    /// Handles entries that belong to no job here. Those of a newer file are marked and made due: a worker with that
+    /// file fetches them. Of all others, values of Samovar's are removed: without their job it cannot be told how to
+    /// renew them, and no value is better than an outdated one.
+    pub(super) async fn foreign(
         &self,
         keys: Vec<EntryKey>,
         order: Order,
         when: When,
         handled: &mut Handled,
     ) -> RedisResult<()> {
-        for batch in keys.chunks(ABREAST) {
-            let snapshots = self.store.snapshots(batch).await?;
-            let leased = self.store.leased(batch).await?;
-            let ours = batch.iter().zip(snapshots).zip(leased);
-            let ours = ours.filter(|((_, snapshot), leased)| *leased || snapshot.ours().is_some());
-            let ours = Vec::from_iter(ours.map(|((key, _), _)| key.clone()));
-            self.remove(&ours, order, when, handled).await?;
+        let keys = if order.action == Action::Warm { keys } else { self.with_traces(keys).await? };
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let mut due = match order.action {
+            Action::Evict => BTreeMap::new(),
+            Action::Refresh | Action::Warm => self.store.newer_owners(&keys).await?,
+        };
+        if order.action != Action::Warm {
+            let newer: Vec<&EntryKey> = due.values().flatten().collect();
+            let left = Vec::from_iter(keys.iter().filter(|key| !newer.contains(key)));
+            for batch in left.chunks(ABREAST) {
+                self.remove(batch, order, handled).await?;
+            }
+        }
+        for (job, entries) in &mut due {
+            if order.action == Action::Refresh {
+                self.mark(entries, order, handled).await?;
+            }
+            handled.entries += entries.len() as u64;
+            handled.due += entries.len() as u64;
+            pass_over(self.agenda.put(job, &*entries, when, trigger(order.action)).await, job)?;
         }
         Ok(())
     }
 
-    /// Removes the values of at most [`ABREAST`] entries: without their job it cannot be told how to renew them, and no
-    /// value is better than an outdated one. A refresh makes those due that a newer file owns, so that a worker with
-    /// that file fetches them.
-    pub(super) async fn remove(
-        &self,
-        keys: &[EntryKey],
-        order: Order,
-        when: When,
-        handled: &mut Handled,
-    ) -> RedisResult<()> {
-        if keys.is_empty() {
-            return Ok(());
+    /// Returns the entries that have a lease, or a value of Samovar's.
+    async fn with_traces(&self, keys: Vec<EntryKey>) -> RedisResult<Vec<EntryKey>> {
+        let mut ours = Vec::new();
+        for batch in keys.chunks(ABREAST) {
+            let snapshots = self.store.snapshots(batch).await?;
+            let leased = self.store.leased(batch).await?;
+            let found = batch.iter().zip(snapshots).zip(leased);
+            let found = found.filter(|((_, snapshot), leased)| *leased || snapshot.ours().is_some());
+            ours.extend(found.map(|((key, _), _)| key.clone()));
         }
+        Ok(ours)
+    }
+
+    /// Removes the values of at most [`ABREAST`] entries.
+    async fn remove(&self, keys: &[&EntryKey], order: Order, handled: &mut Handled) -> RedisResult<()> {
         let scripts = keys.iter().map(async |key| (key, self.store.invalidate(key, order.at, Removal::Evict).await));
         for (key, result) in join_all(scripts).await {
             let Some(result) = pass_over(result, key)? else { continue };
             handled.removed += u64::from(result.removed);
             handled.fenced += u64::from(result.fenced);
         }
-        if order.action != Action::Refresh {
-            return Ok(());
+        Ok(())
+    }
+
+    /// Marks the values of entries, and keeps those that are to be fetched and that nobody fetches yet.
+    async fn mark(&self, entries: &mut Vec<EntryKey>, order: Order, handled: &mut Handled) -> RedisResult<()> {
+        let mut due = Vec::new();
+        for batch in entries.chunks(ABREAST) {
+            let scripts = batch.iter().map(async |key| (key, self.store.refresh_at_once(key, order.at).await));
+            for (key, result) in join_all(scripts).await {
+                let Some(result) = pass_over(result, key)? else { continue };
+                handled.fenced += u64::from(result.fenced);
+                if result.due && (!result.fenced || result.left_alone) {
+                    due.push(key.clone());
+                }
+            }
         }
-        for (job, entries) in self.store.newer_owners(keys).await? {
-            handled.entries += entries.len() as u64;
-            handled.due += entries.len() as u64;
-            pass_over(self.agenda.put(&job, &entries, when, trigger(order.action)).await, &job)?;
-        }
+        *entries = due;
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use redis::RedisResult;
 use tracing::warn;
 
-use super::{ABREAST, Invalidator, Left, Named, Order, Part, pass_over};
+use super::{Invalidator, Left, Named, Order, Part, pass_over};
 use crate::agenda::When;
 use crate::entry::Announced;
 use crate::entry::EntryKey;
@@ -60,7 +60,7 @@ impl Invalidator {
             let (next, entries) = self.store.tagged(tag, cursor).await?;
             let (named, foreign) = self.by_owner(entries, at, Announced::None);
             if alone {
-                self.remove_foreign(foreign, order, When::BULK_NOW, handled).await?;
+                self.foreign(foreign, order, When::BULK_NOW, handled).await?;
             }
             self.entries(&named, action, When::BULK_NOW, handled, left).await?;
             cursor = next;
@@ -129,9 +129,7 @@ impl Invalidator {
                 }
             }
             if alone {
-                for batch in foreign.chunks(ABREAST) {
-                    self.remove(batch, order, When::BULK_NOW, handled).await?;
-                }
+                self.foreign(foreign, order, When::BULK_NOW, handled).await?;
             }
             self.entries(&named, action, When::BULK_NOW, handled, left).await?;
             cursor = next;
