@@ -5,6 +5,7 @@
 //! JSON, so that `{{ artwork }}` in a prompt is a JSON document.
 
 mod bounds;
+mod joined;
 mod scan;
 mod url_path;
 

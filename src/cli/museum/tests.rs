@@ -45,6 +45,17 @@ async fn every_name_on_the_lists_has_its_pages() {
 }
 
 #[tokio::test]
+async fn many_artworks_are_answered_for_at_once() {
+    let (museum, client) = open(Options::instant()).await;
+    let (first, last) = (museum.names().remove(0), museum.names().pop().unwrap());
+    let [one, other] = [&first, &last].map(|name| utf8_percent_encode(name, NON_ALPHANUMERIC));
+    let answer = json(&client, &format!("{}/artworks?name={one}&name=nobody&name={other}", museum.url())).await;
+    let titles: Vec<&Value> = answer["data"].as_array().unwrap().iter().map(|work| &work["title"]).collect();
+    assert_eq!(titles, [first.as_str(), last.as_str()]);
+    museum.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn an_artwork_has_a_page_of_about_a_kilobyte_and_a_half() {
     let (museum, client) = open(Options::instant()).await;
     let text = client.get(path(&museum, "artworks", "Mona Lisa", "")).send().await.unwrap().text().await.unwrap();

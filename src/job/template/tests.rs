@@ -418,3 +418,20 @@ fn a_plain_url_is_what_the_engine_makes() {
     }
     assert!(Template::parse("http://h/{{ a }}").unwrap().plain_url(&context).is_some());
 }
+
+#[test]
+fn a_list_in_a_url_is_joined_only_if_its_values_are_told_apart() {
+    let context = json!({ "entries": [{ "id": "a b" }, { "id": "7" }], "names": ["a,b", "c"] });
+    for (source, url) in [
+        ("http://h/?ids={{ entries | map(attribute='id') | join(',') }}", "http://h/?ids=a%20b%2C7"),
+        ("http://h/?ids={{ entries | join(',', attribute='id') }}", "http://h/?ids=a%20b%2C7"),
+        ("http://h/?{% for entry in entries %}id={{ entry.id }}&{% endfor %}", "http://h/?id=a%20b&id=7&"),
+        ("http://h/?names={{ names | join('|') }}", "http://h/?names=a%2Cb%7Cc"),
+    ] {
+        assert_eq!(template(source).render_url(&context).unwrap(), url, "{source}");
+    }
+    let joined = template("http://h/?names={{ names | join(',') }}");
+    let error = joined.render_url(&context).unwrap_err();
+    assert!(error.starts_with("`a,b` contains `,`, by which a list in a URL is joined"), "{error}");
+    assert_eq!(joined.render(&context).unwrap(), "http://h/?names=a,b,c", "other text is for people");
+}
