@@ -17,11 +17,9 @@ const SPREAD: f64 = 0.25;
 /// The longest lead, as a part of the TTL.
 const LONGEST_LEAD: f32 = 0.95;
 
-/// The common pace of entries that were asked for together, so that they are due together again.
+/// The common pace of entries that were asked for together, so that they are retried and rechecked together.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
-    /// When the first of their leases began.
-    pub(crate) since: RedisTime,
     /// When the last of their leases began.
     pub(crate) last: RedisTime,
     /// When they heard of their answer.
@@ -31,20 +29,14 @@ pub(crate) struct Pace {
 }
 
 /// Returns when an entry with this expiry is due again, to be refreshed if it is kept warm or read.
-pub(crate) fn keep(job: &Job, key: &EntryKey, expiry: Expiry) -> Next {
-    keep_pace(job, key, expiry, None)
-}
-
-/// Returns when an entry with this expiry is due again that was asked for together with others.
 ///
-/// Entries that share requests are due at few common times. Otherwise each that was invalidated alone would be parted from
-/// the others for good, until each takes a request of its own.
-pub(crate) fn keep_pace(job: &Job, key: &EntryKey, expiry: Expiry, pace: Option<Pace>) -> Next {
+/// Entries that share requests are due at few common times. Otherwise each that was invalidated alone would be parted
+/// from the others for good, until each takes a request of its own.
+pub(crate) fn keep(job: &Job, key: &EntryKey, expiry: Expiry) -> Next {
     let Some(expires) = expiry.at().filter(|_| !job.warm.ahead.is_zero()) else { return Next::Out };
     let longest = job.ttl.mul_f32(LONGEST_LEAD);
     let at = if job.at_once() > 1 {
-        let common = pace.map_or(expires, |pace| expires.min(pace.since + job.ttl));
-        aligned(common - job.warm.ahead, job).max(expires - longest)
+        aligned(expires - job.warm.ahead, job).max(expires - longest)
     } else {
         expires - job.warm.ahead.mul_f64(1.0 + SPREAD * rand::random::<f64>()).min(longest)
     };

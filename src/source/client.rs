@@ -23,6 +23,7 @@ use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Method, Response, StatusCode, Url, Version};
 use serde_json::Value;
+use std::collections::HashSet;
 use std::error::Error;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -58,6 +59,8 @@ pub(super) struct Request<'a> {
     pub(super) body: Option<&'a Value>,
     /// The validators that make a GET conditional.
     pub(super) known: Option<&'a Validators>,
+    /// Values in the URL of many entries, which name them: they stand in keys, so they are no secrets.
+    pub(super) named: Option<&'a HashSet<&'a str>>,
     /// The longest body of an answer, in bytes; `None` for the upstream's `max_bytes`.
     pub(super) max_bytes: Option<u64>,
     pub(super) deadline: Instant,
@@ -121,7 +124,8 @@ pub(super) struct Body {
     cut: bool,
     /// `true` if `bytes` is one item of the answer.
     is_item: bool,
-    secrets: Secrets,
+    /// Shared by all items of an answer.
+    secrets: Arc<Secrets>,
 }
 
 impl Client {
@@ -214,7 +218,7 @@ impl Client {
             secrets.add(text);
         }
         // API keys are also sent as `?key=…`, and error texts often repeat the query.
-        url.query_pairs().for_each(|(_, text)| secrets.add(&text));
+        url.query_pairs().for_each(|(_, text)| secrets.add_except(&text, request.named));
         let conditions = conditions(request.known.filter(|_| body.is_none()));
         let mut hops = 0;
         loop {
@@ -293,7 +297,7 @@ impl Client {
             bytes: Vec::new(),
             cut: false,
             is_item: false,
-            secrets,
+            secrets: Arc::new(secrets),
         };
         let status = body.status.as_u16();
         match status {
@@ -437,7 +441,7 @@ impl Body {
 
     /// Returns one item of the answer.
     pub(super) fn item(&self, json: &str) -> Self {
-        let (mut url, secrets) = (self.url.clone(), self.secrets.clone());
+        let (mut url, secrets) = (self.url.clone(), Arc::clone(&self.secrets));
         // It names all entries of the request, and is not shown.
         url.set_query(url.query().map(|_| ""));
         Self {

@@ -114,7 +114,8 @@ impl<'a> FeedReading<'a> {
         }
         let deadline = Instant::now() + self.client.timeout();
         let max_bytes = Some(self.feed.max_bytes.unwrap_or(MAX_BYTES.max(self.client.max_bytes())));
-        let request = Request { url: url.as_str(), headers: &[], body: None, known: None, max_bytes, deadline };
+        let request =
+            Request { url: url.as_str(), headers: &[], body: None, known: None, named: None, max_bytes, deadline };
         let answer = match self.client.exchange(request).await? {
             Received::Body(answer) => answer,
             Received::Gone => return Err(answer_error(url.as_str(), "says that there is no such feed (404 or 410)")),

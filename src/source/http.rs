@@ -59,8 +59,15 @@ pub(super) async fn fetch(sources: &Sources, source: &HttpSource, ask: &Ask<'_>)
     // A 304 says that the upstream's answer is the same. The value is only if it would be made of it in the same way.
     let made_from = body.is_none().then(|| fingerprint(ask, &url, &headers, &context));
     let known = ask.known.filter(|known| made_from.is_some() && known.prompt == made_from);
-    let request =
-        Request { url: &url, headers: &headers, body: body.as_ref(), known, max_bytes: None, deadline: ask.deadline };
+    let request = Request {
+        url: &url,
+        headers: &headers,
+        body: body.as_ref(),
+        known,
+        named: None,
+        max_bytes: None,
+        deadline: ask.deadline,
+    };
     let answer = match client.exchange(request).await? {
         Received::Unchanged => return Ok(Answer::Unchanged),
         Received::Gone => return Ok(Answer::Gone),

@@ -31,6 +31,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub(crate) use bulk::LONGEST_URL;
 pub use bulk::{Many, ManyRequest, Part, context_of_many};
 pub use feed::{Fed, FeedReading};
 pub(crate) use limits::LONGEST_WAIT;

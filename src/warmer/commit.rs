@@ -12,7 +12,7 @@ use super::lag::render_version;
 use super::recheck::with_recheck;
 use super::round::Round;
 use super::{RESEND_WAIT, SHORT_WAIT, Warmer, tags};
-use crate::agenda::{Next, keep_pace};
+use crate::agenda::{Next, keep};
 use crate::entry::Validators;
 use crate::entry::{EntryKey, Outcome, Recheck, Trigger, excerpt, hash};
 use crate::job::Job;
@@ -249,8 +249,8 @@ impl Attempt<'_> {
         self.note_recovery(lease).await?;
         self.found_value(lease, round, changed);
         let written_at = expiry.at().map_or(lease.fetched_at, |at| at - job.ttl);
-        let after = if job.may_lag() { self.asked_at(lease) } else { written_at };
-        let keep = keep_pace(job, &entry.key, expiry, self.pace);
+        let after = if job.may_lag() { self.rechecked_from(lease) } else { written_at };
+        let keep = keep(job, &entry.key, expiry);
         let next = with_recheck(job, last_attempt.rechecks.as_ref(), after, keep);
         Ok(Ending::new(last_attempt.outcome.unwrap_or(Outcome::Warmed), next))
     }
@@ -271,12 +271,12 @@ impl Attempt<'_> {
             return Ok(Ending::because(Outcome::Gone, Next::Out, reason));
         }
         self.found(Recheck::Gone);
-        let next = with_recheck(job, last_attempt.rechecks.as_ref(), self.asked_at(lease), Next::Out);
+        let next = with_recheck(job, last_attempt.rechecks.as_ref(), self.rechecked_from(lease), Next::Out);
         Ok(Ending::because(Outcome::Gone, next, "the upstream no longer has it"))
     }
 
     /// Returns the time from which rechecks are counted: the same for entries that were asked for together.
-    fn asked_at(&self, lease: &Lease) -> RedisTime {
+    fn rechecked_from(&self, lease: &Lease) -> RedisTime {
         self.pace.map_or(lease.fetched_at, |pace| pace.last.max(lease.fetched_at))
     }
 

@@ -18,6 +18,10 @@ use crate::store::{Fresh, LastAttempt, Lease, Leased, META_OUTLIVES, Rechecks, R
 /// The beginning of the reason of a dead letter whose attempts are used up.
 pub(crate) const USED_UP: &str = "failed ";
 
+/// The number of failures in a row from which on an entry is tried again by itself: one of those that it is asked for
+/// with may be the reason.
+const PARTED: u32 = 3;
+
 /// The longest reason kept, in characters, without the name of an input that is missing.
 pub(super) const LONGEST_REASON: usize = 300;
 
@@ -58,6 +62,9 @@ impl Attempt<'_> {
         let is_futile = matches!(failure.next, Next::Dead(_));
         let (mut is_given_up, mut wait) = (false, Duration::ZERO);
         if outcome == Outcome::Failed {
+            if last_attempt.failures + 1 >= PARTED {
+                self.pace = None;
+            }
             wait = count_failure(&mut last_attempt, lease.fetched_at, self.draw());
             if is_futile {
                 wait = wait.max(longest_retry());

@@ -63,7 +63,6 @@ impl Attempt<'_> {
             match self.fetch_from(source, lease, known).await {
                 Ok(answer) => return Ok(answer),
                 Err(Unanswered::Refused(ending)) => (failure, is_futile, is_later) = (ending, false, true),
-                Err(Unanswered::Late) => (is_futile, is_later) = (false, true),
                 Err(Unanswered::Failed(e)) => {
                     if let FetchError::Cut(reason) = &e {
                         cut = Some(reason.clone());
@@ -98,8 +97,6 @@ impl Attempt<'_> {
         known: Option<&Validators>,
     ) -> Result<Answer, Unanswered> {
         let (warmer, job, deadline) = (self.warmer, self.job, lease.deadline);
-        // The time left must suffice for the answer: a request cut off by it counts as the upstream's failure.
-        let until = deadline - warmer.timeout(job, source);
         let mut admission = match self.admission.take() {
             // Its crash would count for all that are asked for with it.
             Some((_, Admission::Together(member))) if self.suspect.is_some() => {
@@ -111,34 +108,56 @@ impl Attempt<'_> {
         loop {
             let admitted = match admission.take() {
                 Some(admission) => admission,
-                None => self.admit_to(source, Some(lease), until).await.map_err(Unanswered::Refused)?,
+                None => {
+                    // The time left must suffice for the answer: a request cut off by it counts as the upstream's
+                    // failure.
+                    let until = self.deadline_of(source, lease) - warmer.timeout(job, source);
+                    self.admit_to(source, Some(lease), until).await.map_err(Unanswered::Refused)?
+                }
             };
             let member = match admitted {
                 Admission::Together(member) => member,
                 Admission::Alone(permit) => {
+                    self.pace = None;
                     let ask = self.ask(source, known, deadline);
                     let (answer, tokens_spent) = warmer.sources.fetch_with(&ask, permit).await;
                     warmer.usage.add(&job.name, Usage { tokens_spent, ..Usage::default() });
                     return answer.map_err(Unanswered::Failed);
                 }
             };
-            match self.fetch_together(source, lease, member).await {
-                // Another group takes it along.
-                Err(Unanswered::Late) => {}
-                answer => return answer,
+            // Otherwise another group takes it along.
+            if let Some(answer) = self.fetch_together(source, lease, member).await {
+                return answer;
             }
         }
     }
 
-    /// Waits for the part of this entry in an answer for many.
-    async fn fetch_together(&mut self, source: usize, lease: &Lease, member: Member) -> Result<Answer, Unanswered> {
-        let (fetched_at, deadline) = (lease.fetched_at, lease.deadline);
+    /// Waits for the part of this entry in an answer for many; returns `None` if its group was asked for before.
+    async fn fetch_together(
+        &mut self,
+        source: usize,
+        lease: &Lease,
+        member: Member,
+    ) -> Option<Result<Answer, Unanswered>> {
+        let (fetched_at, deadline) = (lease.fetched_at, self.deadline_of(source, lease));
         let wanted = Wanted { params: self.params.clone(), inputs: self.inputs.clone(), fetched_at, deadline };
-        let (part, pace) = member.answer(wanted).await;
+        let (part, pace) = member.answer(wanted).await?;
         self.pace = Some(pace);
-        let part = part?;
-        let answer = self.warmer.sources.value_of(&self.ask(source, None, deadline), part);
-        answer.map_err(Unanswered::Failed)
+        let ask = self.ask(source, None, deadline);
+        Some(part.and_then(|part| self.warmer.sources.value_of(&ask, part).map_err(Unanswered::Failed)))
+    }
+
+    /// Returns when the answer of a source must be there. If it asks for many entries, its fallbacks have their time
+    /// after that, since such a request may be made in several parts.
+    fn deadline_of(&self, source: usize, lease: &Lease) -> Instant {
+        let (warmer, job) = (self.warmer, self.job);
+        match warmer.gatherer(job, source) {
+            Some(_) => {
+                let later = (source + 1..job.sources.len()).map(|source| warmer.timeout(job, source));
+                lease.deadline - later.sum::<Duration>()
+            }
+            None => lease.deadline,
+        }
     }
 
     /// Waits until `until` for the admission of a request to a source, with other entries where it asks for many.
@@ -150,7 +169,8 @@ impl Attempt<'_> {
             Some(gatherer) => {
                 // Others may still take their leases before the request is sent.
                 let until = if lease.is_some() { until - DECISION } else { until };
-                gatherer.admit(priority, until, lease.is_some(), coming).await.map(Admission::Together)
+                let admitted = gatherer.admit(&self.params, priority, until, lease.is_some(), coming).await;
+                admitted.map(Admission::Together)
             }
             None => warmer.admit(&self.ask(source, None, until), priority, until).await.map(Admission::Alone),
         }

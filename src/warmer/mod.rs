@@ -178,7 +178,7 @@ impl Warmer {
     }
 
     /// Returns a warmer over other connections that shares its entries in flight, its gates and its finisher with this
-    /// one, but no requests for several entries: connections belong to the threads that make them.
+    /// one. It brings its entries together by themselves, since connections belong to the threads that make them.
     pub fn with_connections(
         &self,
         store: Store,

@@ -1,8 +1,10 @@
 //! The part of each entry in an answer for many.
 
+use std::sync::Arc;
+
 use serde_json::json;
 
-use super::{BY_NAME, Museum, asked, bulk, item, jobs, listed, museum, names, served};
+use super::{BY_NAME, Museum, answer_items, asked, bulk, item, jobs, listed, museum, names, served};
 use crate::support::{Parts, Reply, at_rest, both, eventually, samovar, worker};
 
 #[tokio::test]
@@ -67,7 +69,51 @@ async fn an_answer_about_other_entries_lets_none_count_as_gone() {
     museum.upstream.on("/artworks", Reply::json(json!({ "data": [item("x", 1), item("y", 1)] })));
     let _worker = worker(&redis, &jobs);
     let reason = reason(&redis, "n0").await;
-    assert!(reason.contains("has items of other entries only"), "{reason}");
+    assert!(reason.contains("and items of entries that were not asked for (2)"), "{reason}");
+}
+
+#[tokio::test]
+async fn an_item_under_another_name_lets_no_entry_count_as_gone() {
+    let (redis, museum, jobs) = museum(3, 10).await;
+    museum.upstream.on("/artworks", Reply::json(json!({ "data": [item("n0", 1), item("N1", 1), item("n2", 1)] })));
+    let _worker = worker(&redis, &jobs);
+    served(&redis, &["n0".to_owned(), "n2".to_owned()], 1).await;
+    let reason = reason(&redis, "n1").await;
+    assert!(reason.contains("and items of entries that were not asked for (1)"), "{reason}");
+}
+
+/// The upstream lists five entries at most.
+#[tokio::test]
+async fn entries_that_a_short_answer_leaves_out_are_asked_for_again() {
+    let (redis, museum, jobs) = museum(20, 20).await;
+    let versions = Arc::clone(&museum.versions);
+    museum.upstream.answer("/artworks", move |call, _| {
+        let asked = asked(call);
+        answer_items(&asked[..asked.len().min(5)], &versions)
+    });
+    let _worker = worker(&redis, &jobs);
+    served(&redis, &names(20), 1).await;
+    at_rest(&redis).await;
+    for name in names(20) {
+        museum.edit(&name, 2);
+    }
+    let parts = Parts::of(&redis).await;
+    parts.invalidate("{\"jobs\": [\"art\"]}").await;
+    served(&redis, &names(20), 2).await;
+    assert_eq!(parts.stat("gone").await, 0);
+    let first: Vec<usize> = museum.groups().iter().take(4).map(Vec::len).collect();
+    assert_eq!(first, [20, 15, 10, 5]);
+}
+
+#[tokio::test]
+async fn a_name_with_two_items_fails_its_entry_alone() {
+    let (redis, upstream) = both().await;
+    upstream.on("/artworks", Reply::text("{\"n0\": {\"id\": \"n0\", \"version\": 1}, \"n1\": 1, \"n1\": 2}"));
+    let jobs = jobs(&upstream, BY_NAME, "bulk = 10\nitem = { name = \"{{ name }}\" }", &listed(&names(2)));
+    let _worker = worker(&redis, &jobs);
+    served(&redis, &["n0".to_owned()], 1).await;
+    let reason = reason(&redis, "n1").await;
+    assert!(reason.contains("has 2 items of this entry"), "{reason}");
 }
 
 #[tokio::test]
@@ -116,7 +162,9 @@ async fn items_by_name_are_told_apart_by_it_and_null_is_none() {
     served(&redis, &["n0".to_owned(), "n2".to_owned()], 1).await;
     let parts = Parts::of(&redis).await;
     eventually("the one without an item is gone", async || parts.stat("gone").await == 1).await;
-    assert_eq!(upstream.all_requests().len(), 1);
+    let asked: Vec<usize> =
+        upstream.all_requests().iter().map(|call| call.json()["ids"].as_array().unwrap().len()).collect();
+    assert_eq!(asked, [3, 1], "it is asked for once more, alone");
 }
 
 #[tokio::test]

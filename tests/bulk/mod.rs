@@ -1,6 +1,7 @@
 //! One request for many entries: what each gets of its answer, and how many requests there are.
 
 mod answers;
+mod faults;
 mod groups;
 
 use std::collections::BTreeMap;
@@ -26,11 +27,7 @@ impl Museum {
         let versions: BTreeMap<String, u64> = names.into_iter().map(|name| (name, 1)).collect();
         let versions = Arc::new(Mutex::new(versions));
         let shown = Arc::clone(&versions);
-        upstream.answer("/artworks", move |call, _| {
-            let shown = shown.lock().unwrap();
-            let items = asked(call).into_iter().filter_map(|name| Some(item(&name, *shown.get(&name)?)));
-            Reply::json(json!({ "data": items.collect::<Vec<_>>() }))
-        });
+        upstream.answer("/artworks", move |call, _| answer_items(&asked(call), &shown));
         Self { upstream, versions }
     }
 
@@ -48,6 +45,13 @@ impl Museum {
     fn groups(&self) -> Vec<Vec<String>> {
         self.upstream.all_requests().iter().map(asked).collect()
     }
+}
+
+/// Returns the answer for these entries, as far as the upstream has them.
+fn answer_items(asked: &[String], versions: &Mutex<BTreeMap<String, u64>>) -> Reply {
+    let shown = versions.lock().unwrap();
+    let items = asked.iter().filter_map(|name| Some(item(name, *shown.get(name)?)));
+    Reply::json(json!({ "data": items.collect::<Vec<_>>() }))
 }
 
 /// An item of an answer.

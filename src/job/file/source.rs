@@ -112,9 +112,13 @@ fn http(table: &Table<'_>, key: Option<&KeyPattern>, scope: &Scope, upstreams: &
     let value = table.field("value").and_then(|field| field.shape(&answered));
     let bulk = bulk(table, bulk_field.as_ref(), key);
     let Target { upstream, url } = target?;
-    if let Some(field) = &bulk_field {
-        check_entries(field, &url, body.as_ref());
-    }
+    let url = match &bulk_field {
+        Some(field) => {
+            check_entries(field, &url, body.as_ref());
+            url.of_many().ok()?
+        }
+        None => url,
+    };
     Some(HttpSource { upstream, url, headers, body, select, accept, value, bulk })
 }
 

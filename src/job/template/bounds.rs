@@ -7,7 +7,7 @@
 //! One gap remains: the engine lets `*` make a text of 100 MB.
 
 use super::scan::{self, Role, Word};
-use super::{MAX_DEPTH, MAX_OUTPUT, TemplateError, URL, joined};
+use super::{MAX_DEPTH, MAX_OUTPUT, TemplateError, URL_OF_MANY, joined};
 use minijinja::value::{Rest, Value, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, filters};
 
@@ -54,7 +54,7 @@ pub(super) fn tame(engine: &mut Environment<'static>) {
                 let message = format!("the result of `{name}` would be too large");
                 return Err(Error::new(ErrorKind::InvalidOperation, message));
             }
-            if name == "join" && state.name() == URL {
+            if name == "join" && state.name() == URL_OF_MANY {
                 joined::check(&args)?;
             }
             filter.call(state, &args)

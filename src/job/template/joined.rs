@@ -1,9 +1,9 @@
-//! Lists joined in a URL: a value that contains the separator would reach the server as two.
+//! Lists of entries joined in a URL: a value that contains the separator would reach the server as two.
 
 use minijinja::value::Value;
 use minijinja::{Error, ErrorKind};
 
-/// Checks the arguments of the filter `join` in a URL.
+/// Checks the arguments of the filter `join` in a URL that names many entries.
 ///
 /// # Errors
 /// Names a value that contains the separator.
