@@ -25,7 +25,7 @@ use serde_json::{Map, Value};
 use tokio::sync::MutexGuard;
 use tracing::error;
 
-use super::bulk::{Admission, Coming};
+use super::bulk::{Admission, Coming, Gatherer};
 use super::ending::Ending;
 use super::freshness::fresh;
 use super::inputs::{Lack, Missing};
@@ -102,7 +102,7 @@ impl Warmer {
             inputs: Map::new(),
             gone_input: None,
             admission: None,
-            coming: self.gatherer(job, 0).map(|gatherer| gatherer.announce(entry.priority)),
+            coming: self.gatherer(job, 0).map(Gatherer::announce),
             pace: None,
             token: None,
             keeps_absent: false,

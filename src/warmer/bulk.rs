@@ -7,7 +7,7 @@
 //!
 //! Invariant: a group depends on no member. Its steps are a task of their own, which ends with its last member. A member
 //! that leaves, is cancelled or panics leaves its seat, and those with leases wait for the others only as long as the
-//! time for their answer allows. The permit goes back in every case. Entries of high priority have groups of their own.
+//! time for their answer allows. The permit goes back in every case.
 //!
 //! On failure: a panic of the task fails the fetches of the members that wait for it.
 
@@ -93,42 +93,29 @@ pub(super) struct Gatherer {
     asker: Asker,
     /// The longest time for which a group gathers members.
     wait: Duration,
-    /// The group of each kind that was opened last, as long as it has members.
-    open: Mutex<[Weak<Running>; Kind::COUNT]>,
-    /// The numbers of entries with high priority, and of others, that are about to join a group.
-    coming: [AtomicUsize; 2],
+    /// The groups that were opened last, as long as they have members.
+    open: Mutex<Open>,
+    /// The number of entries that are about to join a group.
+    coming: AtomicUsize,
 }
 
-/// The kind of a group. No entry waits for one of another kind.
-#[derive(Clone, Copy)]
-struct Kind {
-    is_high: bool,
-    /// A request for its entries was refused.
-    is_small: bool,
-}
-
-impl Kind {
-    const COUNT: usize = 4;
-
-    fn place(self) -> usize {
-        2 * usize::from(self.is_high) + usize::from(self.is_small)
-    }
+/// The groups that entries join.
+#[derive(Default)]
+struct Open {
+    usual: Weak<Running>,
+    /// The one of entries whose requests were refused, which would keep others out of a larger group.
+    small: Weak<Running>,
 }
 
 /// An entry that is about to join a group, until it is dropped.
-pub(super) struct Coming {
-    gatherer: Arc<Gatherer>,
-    is_high: bool,
-}
+pub(super) struct Coming(Arc<Gatherer>);
 
 impl Drop for Coming {
     fn drop(&mut self) {
-        let Self { gatherer, is_high } = self;
-        if gatherer.coming[usize::from(*is_high)].fetch_sub(1, Ordering::AcqRel) == 1 {
-            for is_small in [false, true] {
-                if let Some(running) = gatherer.open()[Kind { is_high: *is_high, is_small }.place()].upgrade() {
-                    running.group.all_came();
-                }
+        if self.0.coming.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let open = self.0.open();
+            for running in [&open.usual, &open.small].into_iter().filter_map(Weak::upgrade) {
+                running.group.all_came();
             }
         }
     }
@@ -143,15 +130,15 @@ impl std::fmt::Debug for Gatherer {
 
 impl Gatherer {
     /// Announces an entry that is about to join a group.
-    pub(super) fn announce(self: &Arc<Self>, priority: Priority) -> Coming {
-        let is_high = priority == Priority::High;
-        self.coming[usize::from(is_high)].fetch_add(1, Ordering::AcqRel);
-        Coming { gatherer: Arc::clone(self), is_high }
+    pub(super) fn announce(self: &Arc<Self>) -> Coming {
+        self.coming.fetch_add(1, Ordering::AcqRel);
+        Coming(Arc::clone(self))
     }
 
     /// Waits until `until` for a permit that is shared with other entries; returns the ending of an entry that gets
     /// none. A member with high priority waits only for others that are on their way, and it and one with its lease
-    /// only for a moment. `coming` is what announced the entry.
+    /// only for a moment. A worker has such entries on a runtime of their own, so in groups of their own. `coming` is
+    /// what announced the entry.
     pub(super) async fn admit(
         self: &Arc<Self>,
         params: &Params,
@@ -170,8 +157,7 @@ impl Gatherer {
         let half = until.saturating_duration_since(now) / 2;
         let (size, is_small) = self.asker.sizes.of(params);
         let (gathers_until, latest) = (now + wait.min(half), now + longest.min(half));
-        let kind = Kind { is_high: priority == Priority::High, is_small };
-        let (member, admitted) = self.join(kind, Joining { size, priority, until, gathers_until, latest });
+        let (member, admitted) = self.join(is_small, Joining { size, priority, until, gathers_until, latest });
         drop(coming);
         let refused = |reason| Err(Ending::because(Outcome::Deferred, Next::In(SHORT_WAIT), reason));
         match timeout_at(until.into(), admitted).await {
@@ -181,13 +167,14 @@ impl Gatherer {
         }
     }
 
-    fn open(&self) -> MutexGuard<'_, [Weak<Running>; Kind::COUNT]> {
+    fn open(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Joins the open group of a kind, or opens another one.
-    fn join(self: &Arc<Self>, kind: Kind, joining: Joining) -> (Member, Admitted) {
-        let open = &mut self.open()[kind.place()];
+    /// Joins the open group, or opens another one.
+    fn join(self: &Arc<Self>, is_small: bool, joining: Joining) -> (Member, Admitted) {
+        let mut open = self.open();
+        let open = if is_small { &mut open.small } else { &mut open.usual };
         if let Some(running) = open.upgrade()
             && let Some((seat, admitted)) = running.group.join(joining)
         {
@@ -196,23 +183,23 @@ impl Gatherer {
         let (group, seat, admitted) = Group::open(joining);
         let group = Arc::new(group);
         let mut steps = JoinSet::new();
-        steps.spawn(Arc::clone(self).run(Arc::clone(&group), kind));
+        steps.spawn(Arc::clone(self).run(Arc::clone(&group)));
         let running = Arc::new(Running { group, _steps: steps });
         *open = Arc::downgrade(&running);
         (Member::new(running, seat), admitted)
     }
 
     /// Takes a group through its steps.
-    async fn run(self: Arc<Self>, group: Arc<Group>, kind: Kind) {
-        if AssertUnwindSafe(self.steps(&group, kind)).catch_unwind().await.is_err() {
+    async fn run(self: Arc<Self>, group: Arc<Group>) {
+        if AssertUnwindSafe(self.steps(&group)).catch_unwind().await.is_err() {
             error!(job = %self.asker.job.name, "a request for several entries panicked: please report this");
         }
         group.end();
     }
 
-    async fn steps(&self, group: &Group, kind: Kind) {
+    async fn steps(&self, group: &Group) {
         tokio::select! {
-            () = group.gathered(&self.coming[usize::from(kind.is_high)]) => {}
+            () = group.gathered(&self.coming) => {}
             () = self.asker.drain.cancelled() => {}
         }
         let (priority, until) = group.begin_to_wait();
@@ -221,7 +208,8 @@ impl Gatherer {
             Err(ending) => return group.tell(&Err(ending)),
         };
         group.tell(&Ok(()));
-        group.decided(if kind.is_high { HIGH_DECISION } else { DECISION }, self.asker.timeout).await;
+        let step = if priority == Priority::High { HIGH_DECISION } else { DECISION };
+        group.decided(step, self.asker.timeout).await;
         self.asker.ask(group.ready(), permit, priority).await;
     }
 }

@@ -110,3 +110,15 @@ async fn a_member_invalidated_in_its_group_is_asked_for_again_alone() {
     assert!(asked == 2 && values[0].contains(": 1") && values[1].contains(": 2"), "{asked}: {values:?}");
     bench.nothing_is_held("an invalidation within a group").await;
 }
+
+#[tokio::test]
+async fn a_suspect_shares_no_request() {
+    let mut bench = Bench::start().await;
+    let crashed = LastAttempt { crashes: SUSPECT_CRASHES, ..LastAttempt::default() };
+    let lease = bench.lease("many:b").await;
+    bench.store.release(&EntryKey::new("many:b"), &lease.token, Some(&crashed)).await.unwrap();
+    let chunk = claim(&bench, &["a", "b", "c"]).await;
+    assert_eq!(warm(&mut bench, chunk, &["a", "b", "c"]).await, 2, "its crash would count for the others");
+    assert_eq!(bench.stored().await, ["many:a", "many:b", "many:c"]);
+    bench.nothing_is_held("a suspect in a group").await;
+}
