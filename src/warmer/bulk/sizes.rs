@@ -64,10 +64,12 @@ impl Sizes {
 
     /// Notes the length of the URL of a request for so many entries, in bytes.
     pub(super) fn measure(&self, entries: usize, length: usize) {
-        // Of few entries, one may be longer than all others.
-        if length > LONGEST_URL || entries >= self.fitting.load(Ordering::Relaxed) {
-            let fitting = entries * LONGEST_URL * USED / 100 / length.max(1);
-            self.fitting.store(fitting.clamp(1, self.most), Ordering::Relaxed);
+        let fitting = (entries * LONGEST_URL * USED / 100 / length.max(1)).clamp(1, self.most);
+        if length > LONGEST_URL {
+            self.fitting.store(fitting, Ordering::Relaxed);
+        } else if entries >= self.fitting.load(Ordering::Relaxed) {
+            // Few entries tell little: one of others may be longer than all of them.
+            self.fitting.fetch_max(fitting, Ordering::Relaxed);
         }
     }
 
@@ -103,6 +105,8 @@ mod tests {
         assert_eq!(size(&sizes), 180, "200 fit, and some may be longer");
         sizes.measure(3, 300);
         assert_eq!(size(&sizes), 180, "three tell little");
+        sizes.measure(180, 7_900);
+        assert_eq!(size(&sizes), 180, "they fit");
         sizes.measure(180, 1_800);
         assert_eq!(size(&sizes), 720, "they have become shorter");
         sizes.measure(1, 9_000);
