@@ -8,6 +8,7 @@
 //! - *stored*: the same loop with the worker's own lease and commit, which keep what invalidations and refreshes need.
 //! - *agenda*: the same, and claim, take and finish on the agenda in batches: a warmer of one process without a queue.
 //! - *whole*: a worker's first warmup. *unchanged*: the same entries again, answered 304.
+//! - *bulk 50*, *bulk 100*: a worker's first warmup with so many entries in a request.
 //!
 //! Arguments: rounds; runs to leave out all others (`fenced,whole`).
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and stops at the first surprise")]
@@ -34,6 +35,12 @@ use support::{JobsFolder, TestRedis, eventually, samovar};
 const ENTRIES: usize = 20_000;
 const CONCURRENCY: usize = 64;
 const ROUNDS: usize = 3;
+/// The source of a job with one request for each entry, and those with one for many.
+const ONE: &str = "path = \"/entries/{{ id }}\"";
+const BULK: [(&str, &str); 2] = [
+    ("bulk 50", "path = \"/entries?ids={{ entries | map(attribute='id') | join(',') }}\"\nbulk = 50"),
+    ("bulk 100", "path = \"/entries?ids={{ entries | map(attribute='id') | join(',') }}\"\nbulk = 100"),
+];
 
 /// The result of one run.
 struct Run {
@@ -59,7 +66,8 @@ async fn main() {
         [loops @ ("stored" | "agenda"), upstream, redis] => promised(loops == "agenda", upstream, redis).await,
         ref settings => {
             let rounds = settings.first().map_or(ROUNDS, |rounds| rounds.parse().unwrap());
-            compare(rounds, settings.get(1).copied().unwrap_or("plain,fenced,stored,agenda,whole,unchanged")).await;
+            compare(rounds, settings.get(1).copied().unwrap_or("plain,fenced,stored,agenda,whole,unchanged,bulk"))
+                .await;
         }
     }
 }
@@ -80,7 +88,10 @@ async fn compare(rounds: usize, names: &str) {
             runs.push(run_bare(loops, &upstream).await);
         }
         if names.contains("whole") {
-            runs.extend(run_whole(&upstream, names.contains("unchanged")).await);
+            runs.extend(run_whole(&upstream, "whole", ONE, names.contains("unchanged")).await);
+        }
+        for (name, source) in BULK.into_iter().filter(|_| names.contains("bulk")) {
+            runs.extend(run_whole(&upstream, name, source, false).await);
         }
         for Run { name, rate, cost: [itself, redis, asked], bytes, memory } in &runs[from..] {
             println!(
@@ -95,7 +106,7 @@ async fn compare(rounds: usize, names: &str) {
     println!("\nmedians:");
     let pairs =
         [("stored", "fenced"), ("agenda", "fenced"), ("whole", "plain"), ("whole", "fenced"), ("whole", "agenda")];
-    for (one, other) in pairs.into_iter().chain([("unchanged", "whole")]) {
+    for (one, other) in pairs.into_iter().chain([("unchanged", "whole"), ("bulk 50", "whole"), ("bulk 100", "whole")]) {
         println!("{one} to {other}: {:.2}", ratio(of(one, |run| run.rate), of(other, |run| run.rate)));
     }
     println!("bytes of an entry beyond its value: {:.0}", of("whole", |run| run.bytes) - of("plain", |run| run.bytes));
@@ -125,23 +136,17 @@ async fn run(name: &'static str, upstream: &Upstream, cost: [Duration; 3], bytes
     Run { name, rate: entries / took.as_secs_f64(), cost, bytes: bytes / entries, memory }
 }
 
-/// A worker's first warmup, and another one in which nothing has changed.
-async fn run_whole(upstream: &Upstream, unchanged: bool) -> Vec<Run> {
+/// A worker's first warmup with a source of these lines, and another one in which nothing has changed.
+async fn run_whole(upstream: &Upstream, name: &'static str, source: &str, unchanged: bool) -> Vec<Run> {
     let redis = TestRedis::start().await;
     let before = info(&redis, "memory", "used_memory").await;
     upstream.ask("reset").await;
     let jobs = JobsFolder::new().upstreams(&format!("[upstream]\nurl = \"{}\"\n", upstream.url)).job(
         "entry",
-        r#"
-        key = "entry:{id}"
-        ttl = "1h"
-        [source]
-        kind = "http"
-        upstream = "upstream"
-        path = "/entries/{{ id }}"
-        [entries]
-        feed = { upstream = "upstream", path = "/ids" }
-        "#,
+        &format!(
+            "key = \"entry:{{id}}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nupstream = \"upstream\"\n{source}\n[entries]\n\
+             feed = {{ upstream = \"upstream\", path = \"/ids\" }}\n"
+        ),
     );
     let concurrency = CONCURRENCY.to_string();
     let (redis_before, upstream_before) = (redis_cpu(&redis).await, upstream.cpu());
@@ -149,7 +154,8 @@ async fn run_whole(upstream: &Upstream, unchanged: bool) -> Vec<Run> {
     all(&redis, "warmed").await;
     let cost = [measure::cpu(worker.pid()), redis_cpu(&redis).await - redis_before, upstream.cpu() - upstream_before];
     let bytes = info(&redis, "memory", "used_memory").await - before;
-    let mut runs = vec![run("whole", upstream, cost, bytes, memory(worker.pid(), "VmHWM")).await];
+    println!("{:>8}  {name:>11}: {} requests", "", upstream.requests().await);
+    let mut runs = vec![run(name, upstream, cost, bytes, memory(worker.pid(), "VmHWM")).await];
     if unchanged {
         upstream.ask("reset").await;
         let agenda = Agenda::new(

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -73,6 +73,11 @@ impl Upstream {
         (count.parse().unwrap(), Duration::from_secs_f64(seconds.parse().unwrap()))
     }
 
+    /// Returns the number of requests for entries.
+    pub async fn requests(&self) -> usize {
+        self.ask("requests").await.parse().unwrap()
+    }
+
     /// CPU time it took so far.
     pub fn cpu(&self) -> Duration {
         cpu(self.child.id().unwrap())
@@ -84,6 +89,7 @@ struct Asked {
     latency: Duration,
     at_once: Semaphore,
     count: AtomicUsize,
+    requests: AtomicUsize,
     version: AtomicUsize,
     span: Mutex<Option<(Instant, Instant)>>,
     /// Of entries that were edited by name: how often, and how long their last answer took.
@@ -101,18 +107,21 @@ pub async fn serve(arguments: &[String]) -> bool {
         latency: Duration::from_micros(latency.parse().unwrap()),
         at_once: Semaphore::new(at_once.parse().unwrap()),
         count: AtomicUsize::default(),
+        requests: AtomicUsize::default(),
         version: AtomicUsize::default(),
         span: Mutex::default(),
         edited: Mutex::default(),
     });
     let routes = Router::new()
         .route("/entries/{id}", get(entry))
+        .route("/entries", get(entries_at_once))
         .route("/ids", get(ids))
         .route("/reset", get(reset))
         .route("/edit", get(edit))
         .route("/edit/{id}", get(edit_one))
         .route("/took/{id}", get(took))
         .route("/asked", get(tell))
+        .route("/requests", get(requests))
         .with_state(asked);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     println!("http://{}", listener.local_addr().unwrap());
@@ -124,17 +133,42 @@ async fn ids(State(asked): State<Arc<Asked>>) -> axum::Json<Vec<String>> {
     axum::Json((0..asked.entries).map(|id| id.to_string()).collect())
 }
 
+impl Asked {
+    /// Counts a request for these many entries, and waits for its turn; returns when it came.
+    async fn begin(&self, entries: usize) -> Instant {
+        self.count.fetch_add(entries, Ordering::Relaxed);
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let now = Instant::now();
+        {
+            let mut span = self.span.lock().unwrap();
+            *span = Some((span.map_or(now, |(first, _)| first), now));
+        }
+        if !self.latency.is_zero() {
+            let _turn = self.at_once.acquire().await.unwrap();
+            tokio::time::sleep(self.latency).await;
+        }
+        now
+    }
+}
+
+/// Returns an entry as JSON of [`BYTES`].
+fn document(id: &str, version: usize) -> String {
+    let mut body = format!(r#"{{"id":"{id}","version":{version},"text":""#);
+    body.extend(std::iter::repeat_n('x', BYTES - body.len() - 2));
+    body.push_str("\"}");
+    body
+}
+
+async fn entries_at_once(State(asked): State<Arc<Asked>>, Query(query): Query<HashMap<String, String>>) -> Response {
+    let ids: Vec<&str> = query["ids"].split(',').collect();
+    asked.begin(ids.len()).await;
+    let version = asked.version.load(Ordering::Relaxed);
+    let items: Vec<String> = ids.into_iter().map(|id| document(id, version)).collect();
+    ([("content-type", "application/json")], format!("[{}]", items.join(","))).into_response()
+}
+
 async fn entry(State(asked): State<Arc<Asked>>, Path(id): Path<String>, headers: HeaderMap) -> Response {
-    asked.count.fetch_add(1, Ordering::Relaxed);
-    let now = Instant::now();
-    {
-        let mut span = asked.span.lock().unwrap();
-        *span = Some((span.map_or(now, |(first, _)| first), now));
-    }
-    if !asked.latency.is_zero() {
-        let _turn = asked.at_once.acquire().await.unwrap();
-        tokio::time::sleep(asked.latency).await;
-    }
+    let now = asked.begin(1).await;
     let mut version = asked.version.load(Ordering::Relaxed);
     if let Some((times, took)) = asked.edited.lock().unwrap().get_mut(&id) {
         version += *times;
@@ -144,14 +178,13 @@ async fn entry(State(asked): State<Arc<Asked>>, Path(id): Path<String>, headers:
     if headers.get("if-none-match").is_some_and(|known| known == etag.as_str()) {
         return (StatusCode::NOT_MODIFIED, [("etag", etag)]).into_response();
     }
-    let mut body = format!(r#"{{"id":"{id}","version":{version},"text":""#);
-    body.extend(std::iter::repeat_n('x', BYTES - body.len() - 2));
-    body.push_str("\"}");
+    let body = document(&id, version);
     ([("content-type", "application/json"), ("etag", etag.as_str())], body).into_response()
 }
 
 async fn reset(State(asked): State<Arc<Asked>>) {
     asked.count.store(0, Ordering::Relaxed);
+    asked.requests.store(0, Ordering::Relaxed);
     *asked.span.lock().unwrap() = None;
 }
 
@@ -173,6 +206,10 @@ async fn took(State(asked): State<Arc<Asked>>, Path(id): Path<String>) -> String
 async fn tell(State(asked): State<Arc<Asked>>) -> String {
     let span = asked.span.lock().unwrap().map_or(Duration::ZERO, |(first, last)| last - first);
     format!("{} {}", asked.count.load(Ordering::Relaxed), span.as_secs_f64())
+}
+
+async fn requests(State(asked): State<Arc<Asked>>) -> String {
+    asked.requests.load(Ordering::Relaxed).to_string()
 }
 
 /// CPU time that a process took so far (Linux).

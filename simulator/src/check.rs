@@ -30,6 +30,8 @@ pub(crate) const PAID_ONCE: &str = "a story is paid for once while its prompt is
 pub(crate) const BUDGET: &str = "the token budget is exceeded by one request at most";
 /// Costs.
 pub(crate) const WANTED: &str = "an entry that was evicted is fetched only if it is wanted again";
+/// Requests for many entries.
+pub(crate) const IN_BULK: &str = "a request asks for no more entries than its job allows";
 /// Pauses.
 pub(crate) const PAUSED: &str = "nothing of a paused job is requested, but what was claimed before";
 /// Subscriptions.

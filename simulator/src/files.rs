@@ -1,6 +1,6 @@
 //! The job files of a plan: artworks, and what is made from them.
 
-use crate::plan::Plan;
+use crate::plan::{Bulk, Plan};
 
 /// A job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -109,9 +109,19 @@ impl Plan {
         let tags = if self.is_tagged { "tags = [\"all\"]\n" } else { "" };
         let version = if self.versions { "version = \"{{ value.rev }}\"\n" } else { "" };
         let guard = if self.guard { "" } else { "gone_guard = \"off\"\n" };
+        let source = match self.bulk {
+            Some(Bulk { size, is_by_name, .. }) => {
+                let item = if is_by_name { "item = { name = \"{{ name }}\" }\n" } else { "" };
+                format!(
+                    "path = \"/art?names={{{{ entries | map(attribute='name') | join(',') }}}}&file={file}\"\n\
+                     bulk = {size}\n{item}"
+                )
+            }
+            None => format!("path = \"/art/{{{{ name }}}}?file={file}\"\n"),
+        };
         format!(
             "key = \"art:{{name}}\"\nttl = \"{}\"\n{tags}{version}\n[source]\nkind = \"http\"\nupstream = \"museum\"\n\
-             path = \"/art/{{{{ name }}}}?file={file}\"\n\n{}recheck = {}\n{guard}",
+             {source}\n{}recheck = {}\n{guard}",
             self.ttl,
             self.kept(),
             self.recheck

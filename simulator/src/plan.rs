@@ -67,6 +67,21 @@ pub(crate) struct Plan {
     pub(crate) channel: u64,
     /// Edits that remove an item from the upstream, or bring it back.
     pub(crate) gone: u64,
+    /// Artworks are asked for together.
+    pub(crate) bulk: Option<Bulk>,
+}
+
+/// Requests for many artworks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bulk {
+    /// The most artworks in one.
+    pub(crate) size: usize,
+    /// An answer has its items by name, and not in a list.
+    pub(crate) is_by_name: bool,
+    /// Answers that leave out artworks which the upstream has.
+    pub(crate) short: u64,
+    /// Requests for several that are refused.
+    pub(crate) refused: u64,
 }
 
 /// A fault of a whole part.
@@ -186,6 +201,7 @@ impl Plan {
             evict: random.pick(&[0, 300, 1_000]),
             channel: random.pick(&[0, 0, 500, 1_000]),
             gone: random.pick(&[0, 0, 100]),
+            bulk: None,
         };
         if is_calm && random.chance(300) {
             // Nothing but a demand or a message brings an entry back, and entries wait for their upstream.
@@ -206,6 +222,18 @@ impl Plan {
             plan.gone = 0;
         }
         plan
+    }
+
+    /// Returns the plan with requests for many artworks, if the seed has them. It takes them from a sequence of its own,
+    /// so that the plans of other seeds are as before.
+    pub(crate) fn with_bulk(self, random: &mut Random) -> Self {
+        let bulk = random.chance(300).then(|| Bulk {
+            size: random.pick(&[2, 3, 50]),
+            is_by_name: random.chance(300),
+            short: random.pick(&[0, 0, 300]),
+            refused: random.pick(&[0, 0, 200]),
+        });
+        Self { bulk, ..self }
     }
 
     /// Returns all names.

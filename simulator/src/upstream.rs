@@ -25,6 +25,8 @@ pub(crate) async fn run(shared: Shared, mut requests: mpsc::UnboundedReceiver<Ex
 enum Asking {
     /// An artwork, for a job file, with the validator of a known value.
     Art { name: String, file: u32, etag: Option<String> },
+    /// Several artworks, for a job file.
+    Arts { names: Vec<String>, file: u32 },
     /// The names of artworks.
     Feed,
     /// A story.
@@ -38,18 +40,23 @@ impl Asking {
             let body = request.body().and_then(|body| body.as_bytes()).unwrap_or_default();
             return Self::Story(Prompt::read(body).expect("a prompt as the job file has it"));
         }
+        let told = |name: &str| url.query_pairs().find(|(told, _)| told == name).map(|(_, text)| text.into_owned());
+        let file = told("file").and_then(|file| file.parse().ok()).unwrap_or_default();
+        if let Some(names) = told("names") {
+            return Self::Arts { names: names.split(',').map(str::to_owned).collect(), file };
+        }
         let Some(name) = url.path().strip_prefix("/art/") else { return Self::Feed };
         let etag = request.headers().get("if-none-match").and_then(|etag| etag.to_str().ok());
-        let file = url.query().and_then(|query| query.strip_prefix("file=")?.parse().ok());
-        Self::Art { name: name.to_owned(), file: file.unwrap_or_default(), etag: etag.map(str::to_owned) }
+        Self::Art { name: name.to_owned(), file, etag: etag.map(str::to_owned) }
     }
 
-    /// Returns the key of the entry, or what else is asked for.
-    fn key(&self) -> String {
+    /// Returns the keys of the entries.
+    fn keys(&self) -> Vec<String> {
         match self {
-            Self::Art { name, .. } => Job::Art.key(name),
-            Self::Feed => "the feed".to_owned(),
-            Self::Story(prompt) => Job::Story.key(&prompt.name),
+            Self::Art { name, .. } => vec![Job::Art.key(name)],
+            Self::Arts { names, .. } => names.iter().map(|name| Job::Art.key(name)).collect(),
+            Self::Feed => Vec::new(),
+            Self::Story(prompt) => vec![Job::Story.key(&prompt.name)],
         }
     }
 }
@@ -57,7 +64,8 @@ impl Asking {
 async fn answer(shared: Shared, exchange: Exchange) {
     let asking = Asking::read(&exchange);
     let answer = exchange.answer;
-    let name = asking.key();
+    let keys = asking.keys();
+    let name = if keys.is_empty() { "the feed".to_owned() } else { keys.join(" ") };
     let way = shared.lock().trip();
     sleep(way).await;
     if answer.is_closed() {
@@ -66,19 +74,20 @@ async fn answer(shared: Shared, exchange: Exchange) {
     let flight: Flight = Arc::new(Mutex::new(Some(answer)));
     let asked = {
         let mut world = shared.lock();
+        for key in &keys {
+            world.flies(key, &flight);
+            if let Some((job, name)) = Job::of(key) {
+                world.is_not_paused(job, name);
+                if job == Job::Art {
+                    world.is_for_someone(name);
+                }
+            }
+        }
         match &asking {
-            Asking::Art { name, file, etag } => {
-                world.flies(&asking.key(), &flight);
-                world.is_for_someone(name);
-                world.is_not_paused(Job::Art, name);
-                world.ask(name, *file, etag.as_deref())
-            }
+            Asking::Art { name, file, etag } => world.ask(name, *file, etag.as_deref()),
+            Asking::Arts { names, file } => world.ask_for_many(names, *file),
             Asking::Feed => world.ask_feed(),
-            Asking::Story(prompt) => {
-                world.flies(&asking.key(), &flight);
-                world.is_not_paused(Job::Story, &prompt.name);
-                world.complete(prompt)
-            }
+            Asking::Story(prompt) => world.complete(prompt),
         }
     };
     sleep(asked.takes).await;
@@ -183,16 +192,9 @@ impl World {
             self.tell(format!("upstream   {name} #{number} asked, and fails"));
             return Asked { number, takes, answer };
         }
-        if !self.is_quiet && self.vanished > now {
-            self.tell(format!("upstream   {name} #{number} asked, and has none for a while"));
-            return Asked { number, takes, answer: Some((404, vec![], b"none".to_vec())) };
-        }
-        let lag = Duration::from_millis(self.random.within(0..=if self.is_quiet { 0 } else { self.plan.lag }));
-        let Some(revision) = self.items.get(name).and_then(|item| item.at(now.saturating_sub(lag))) else {
-            self.tell(format!("upstream   {name} #{number} asked, and has none"));
+        let Some(revision) = self.shown(name, number) else {
             return Asked { number, takes, answer: Some((404, vec![], b"none".to_vec())) };
         };
-        self.tell(format!("upstream   {name} #{number} asked, and has {revision}"));
         let tag = format!("\"{revision} {file}\"");
         let answer = if etag == Some(tag.as_str()) {
             if let Some(item) = self.items.get_mut(name) {
@@ -203,5 +205,61 @@ impl World {
             (200, vec![("etag", tag)], Self::body(name, revision, number, file).into_bytes())
         };
         Asked { number, takes, answer: Some(answer) }
+    }
+
+    /// Answers a request for several artworks.
+    fn ask_for_many(&mut self, names: &[String], file: u32) -> Asked {
+        let numbers: Vec<usize> = names.iter().map(|name| self.arrived(name)).collect();
+        let number = numbers[0];
+        let takes = self.takes();
+        let bulk = self.plan.bulk.expect("only such jobs ask so");
+        if names.len() > bulk.size {
+            self.violated(
+                check::IN_BULK,
+                format!("{} artworks in a request, not {}", names.len(), bulk.size),
+                &names[0],
+            );
+        }
+        if let Some(answer) = self.failure() {
+            self.tell(format!("upstream   {names:?} #{number} asked, and fails"));
+            return Asked { number, takes, answer };
+        }
+        if names.len() > 1 && !self.is_quiet && self.random.chance(bulk.refused) {
+            self.tell(format!("upstream   {names:?} #{number} asked, and refuses"));
+            return Asked { number, takes, answer: Some((400, vec![], b"not these".to_vec())) };
+        }
+        let shown = names.iter().zip(numbers);
+        let mut items: Vec<(&String, String)> = shown
+            .filter_map(|(name, number)| Some((name, Self::body(name, self.shown(name, number)?, number, file))))
+            .collect();
+        if items.len() > 1 && !self.is_quiet && self.random.chance(bulk.short) {
+            items.truncate(1 + self.random.below(items.len() - 1));
+        }
+        let answer = if items.is_empty() && self.random.chance(500) {
+            (404, vec![], b"none of them".to_vec())
+        } else if bulk.is_by_name {
+            let items: Vec<String> = items.iter().map(|(name, item)| format!("\"{name}\":{item}")).collect();
+            (200, vec![], format!("{{{}}}", items.join(",")).into_bytes())
+        } else {
+            let items: Vec<String> = items.into_iter().map(|(_, item)| item).collect();
+            (200, vec![], format!("[{}]", items.join(",")).into_bytes())
+        };
+        Asked { number, takes, answer: Some(answer) }
+    }
+
+    /// Returns the revision that the upstream shows of an artwork.
+    fn shown(&mut self, name: &str, number: usize) -> Option<u32> {
+        let now = machine::elapsed();
+        if !self.is_quiet && self.vanished > now {
+            self.tell(format!("upstream   {name} #{number} asked, and has none for a while"));
+            return None;
+        }
+        let lag = Duration::from_millis(self.random.within(0..=if self.is_quiet { 0 } else { self.plan.lag }));
+        let revision = self.items.get(name).and_then(|item| item.at(now.saturating_sub(lag)));
+        match revision {
+            Some(revision) => self.tell(format!("upstream   {name} #{number} asked, and has {revision}")),
+            None => self.tell(format!("upstream   {name} #{number} asked, and has none")),
+        }
+        revision
     }
 }

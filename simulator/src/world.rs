@@ -14,6 +14,9 @@ use crate::plan::Plan;
 use crate::random::Random;
 use crate::trace::Trace;
 
+/// What tells the sequence of the plan's requests for many from the others of a seed.
+const OF_BULK: u64 = 0xB0_1C;
+
 /// A property that does not hold.
 #[derive(Clone, Debug)]
 pub(crate) struct Violation {
@@ -184,7 +187,7 @@ impl Shared {
     /// Returns the world of a seed.
     pub(crate) fn new(seed: u64, prints: bool) -> Self {
         let mut random = Random::new(seed);
-        let plan = Plan::of(&mut random);
+        let plan = Plan::of(&mut random).with_bulk(&mut Random::new(seed ^ OF_BULK));
         let items = plan.names().map(|name| {
             let item = Item { revisions: vec![(Duration::ZERO, Some(1))], last: 1, ..Item::default() };
             (name.clone(), item)

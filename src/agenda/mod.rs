@@ -22,7 +22,7 @@ use crate::entry::Trigger;
 use crate::entry::duration::millis;
 use crate::entry::{EntryKey, JobName};
 use claims::Claimer;
-pub(crate) use refresh::keep;
+pub(crate) use refresh::{Pace, keep};
 pub use score::{Due, State};
 pub use wakeup::Wakeup;
 

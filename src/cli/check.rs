@@ -25,6 +25,9 @@ const SHORTEST_SECRET: usize = 4;
 /// The longest prompt that is shown, in characters.
 const SHOWN_PROMPT: usize = 300;
 
+/// The most entries that an example of a request for many asks for.
+const SHOWN_ENTRIES: usize = 3;
+
 /// The report on a folder of job files.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -128,6 +131,9 @@ pub struct Request {
     pub method: &'static str,
     /// The URL; the template itself if it needs inputs. Absent if no server is asked.
     pub url: Option<String>,
+    /// The most entries that one request asks for, if it asks for many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entries: Option<usize>,
     /// The model, for AI.
     pub model: Option<String>,
     /// The system message, for AI.
@@ -199,6 +205,9 @@ fn job_report(job: &Job, jobs: &Jobs, secrets: &[String], now: DateTime<Utc>) ->
     let params = job.entries.list.first().cloned().unwrap_or_else(|| sample(&job.key));
     let mut context: serde_json::Map<String, Value> =
         params.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+    if job.sources.iter().any(|source| source.properties().at_once > 1) {
+        context.insert("entries".to_owned(), json!(asked_together(job, &params)));
+    }
     context.insert("env".to_owned(), Value::Object(masks));
     let view = View { job, context: Value::Object(context), secrets };
     let optional = job.inputs.iter().filter(|(_, input)| input.is_optional);
@@ -225,6 +234,12 @@ fn job_report(job: &Job, jobs: &Jobs, secrets: &[String], now: DateTime<Utc>) ->
             requests: job.sources.iter().map(|source| view.request(source)).collect(),
         },
     }
+}
+
+/// Returns the entries of an example of a request for many: the first listed ones, or one that is made up.
+fn asked_together(job: &Job, sample: &Params) -> Vec<Params> {
+    let listed: Vec<Params> = job.entries.list.iter().take(SHOWN_ENTRIES).cloned().collect();
+    if listed.is_empty() { vec![sample.clone()] } else { listed }
 }
 
 fn schedule_report(one: &JobSchedule, now: DateTime<Utc>) -> ScheduleReport {
@@ -305,6 +320,7 @@ impl View<'_> {
         Request {
             method: outline.method,
             url: outline.url.map(|url| self.url(url)),
+            entries: self.entries(source),
             model: outline.model.map(|model| self.masked(model.to_owned())),
             system: outline.system.map(|system| self.text(system)),
             prompt: outline.prompt.map(|prompt| self.text(prompt)),
@@ -312,9 +328,15 @@ impl View<'_> {
         }
     }
 
+    /// Returns the most entries that a request to a source asks for; `None` if it is one.
+    fn entries(&self, source: &Source) -> Option<usize> {
+        Some(source.properties().at_once).filter(|most| *most > 1)
+    }
+
     fn url(&self, template: &Template) -> String {
         let source = || self.masked(template.source().to_owned());
-        if self.job.names_input(template) {
+        let is_of_many = template.names().iter().any(|name| name.split('.').next() == Some("entries"));
+        if self.job.names_input(template) || is_of_many && !self.job.inputs.is_empty() {
             return source();
         }
         match template.render_url(&self.context) {
@@ -451,7 +473,8 @@ impl JobReport {
             let model = request.model.as_deref().map(|model| format!("  model {model}")).unwrap_or_default();
             let value = request.value.as_ref().map(Value::to_string);
             let what = request.url.as_ref().or(value.as_ref()).map(String::as_str).unwrap_or_default();
-            writeln!(f, "            {} {}{model}", request.method, escaped(what))?;
+            let many = request.entries.map(|most| format!("  for up to {most} entries")).unwrap_or_default();
+            writeln!(f, "            {} {}{model}{many}", request.method, escaped(what))?;
             for (name, text) in [("system", &request.system), ("prompt", &request.prompt)] {
                 if let Some(text) = text {
                     writeln!(f, "            {name}: {}", text.trim().replace('\n', "\n                    "))?;

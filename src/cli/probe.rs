@@ -31,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const SHOWN: usize = 200;
 /// The most entries of a job that are tried.
 const TRIED: usize = 5;
+/// The most other entries that are asked for with an entry whose source asks for many at once.
+const TOGETHER: usize = 2;
 
 pub(super) async fn run(args: &CheckArgs, settings: &Settings, env: &Environment) -> u8 {
     let folder = args.folder.as_deref().unwrap_or(&settings.jobs);
@@ -218,11 +220,14 @@ impl Probe<'_> {
         };
         let mut passed_over = Vec::new();
         let mut left = examples.len();
-        for params in examples {
+        for params in &examples {
             left -= 1;
-            let (begun, key) = (Instant::now(), job.key.write(&params).map(|key| key.to_string()));
+            // The inputs of others are not fetched.
+            let others = examples.iter().filter(|other| *other != params && job.inputs.is_empty());
+            let others: Vec<Params> = others.take(TOGETHER).cloned().collect();
+            let (begun, key) = (Instant::now(), job.key.write(params).map(|key| key.to_string()));
             self.paid.store(false, Ordering::Relaxed);
-            let result = self.value(job, &params).await;
+            let result = self.value(job, params, &others).await;
             let may_go_on = match &result {
                 Ok(_) | Err(NoValue::Upstream(_)) => false,
                 Err(NoValue::Gone(_)) => true,
@@ -264,11 +269,12 @@ impl Probe<'_> {
         Ok(examples)
     }
 
-    /// Fetches an entry's value, after its inputs.
+    /// Fetches an entry's value, after its inputs; with it, others of a job without inputs whose source asks for many.
     fn value<'b>(
         &'b self,
         job: &'b Job,
         params: &'b Params,
+        others: &'b [Params],
     ) -> Pin<Box<dyn Future<Output = Result<Made, NoValue>> + Send + 'b>> {
         Box::pin(async move {
             let failed = NoValue::Failed;
@@ -292,7 +298,7 @@ impl Probe<'_> {
                 let deadline = Instant::now() + PATIENCE;
                 let ask = Ask { job, source, key: &key, params, inputs: &inputs, known: None, deadline };
                 self.paid.fetch_or(job.sources[source].properties().costs_money, Ordering::Relaxed);
-                match self.sources.fetch(&ask).await {
+                match self.sources.fetch_among(&ask, others).await {
                     Ok(Answer::Value(fetched)) => {
                         let value = fetched.value();
                         let stored = check_storable(job, params, &inputs, &value);
@@ -318,7 +324,7 @@ impl Probe<'_> {
             return Err(NoValue::Failed("no job owns it".to_owned()));
         };
         let begun = Instant::now();
-        let value = self.value(owner, &params).await;
+        let value = self.value(owner, &params, &[]).await;
         let input = (key.to_string(), begun.elapsed(), value.clone());
         let mut inputs = self.inputs.lock().unwrap_or_else(PoisonError::into_inner);
         if inputs.get(&owner.name).is_none_or(|(_, _, before)| before.is_err() && value.is_ok()) {

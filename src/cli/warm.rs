@@ -263,7 +263,7 @@ async fn dry_run(
             plan.fallback_ai_calls = entries.len() * job.paid_fallbacks;
         }
         None => {
-            plan.fetches = if job.upstreams.is_empty() { 0 } else { entries.len() };
+            plan.fetches = job.fetches(entries.len());
             plan.fallback_ai_calls = entries.len() * job.paid_fallbacks;
         }
     }

@@ -3,12 +3,15 @@
 //! Reading never stops at a fault: every file is read to its end, then what only all of them together show (keys that
 //! two jobs claim, inputs that nobody warms, circles), and either there is no fault at all or there are no jobs.
 
+mod bulk;
 mod document;
 mod entries;
 mod feed;
+mod item;
 mod job;
 mod literal;
 mod made;
+mod pointer;
 mod schema;
 mod schedules;
 mod scope;

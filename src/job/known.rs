@@ -66,6 +66,9 @@ pub struct KnownJob {
     /// `true` if a value may be kept without a request, as that of an unchanged prompt.
     #[serde(default)]
     pub may_hold_unasked: bool,
+    /// The most entries that one request asks for. 1 in descriptions of earlier builds.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub at_once: usize,
     /// The number of its fallbacks whose requests may cost money.
     #[serde(default)]
     pub paid_fallbacks: usize,
@@ -92,6 +95,15 @@ pub struct KnownJob {
     pub file: Option<Arc<Job>>,
 }
 
+fn one() -> usize {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_one(entries: &usize) -> bool {
+    *entries == 1
+}
+
 /// An upstream as the fleet knows it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct KnownUpstream {
@@ -115,6 +127,11 @@ pub struct KnownInput {
 }
 
 impl KnownJob {
+    /// Returns the fewest requests that ask for these many entries; none if no server is asked.
+    pub fn fetches(&self, entries: usize) -> usize {
+        if self.upstreams.is_empty() { 0 } else { entries.div_ceil(self.at_once.max(1)) }
+    }
+
     /// Returns what the fleet knows of a job.
     fn of(job: &Arc<Job>, jobs: &Jobs) -> Self {
         let mut upstreams: Vec<KnownUpstream> = Vec::new();
@@ -139,6 +156,7 @@ impl KnownJob {
             upstreams,
             may_lag: job.may_lag(),
             may_hold_unasked: job.may_hold_unasked(),
+            at_once: job.at_once(),
             paid_fallbacks: job.paid_fallbacks(),
             is_retried: jobs.is_free(job),
             unguarded: job.warm.gone_guard.is_none(),

@@ -32,7 +32,7 @@ pub use pattern::KeyPattern;
 pub use reload::Reload;
 pub use schedule::Schedule;
 pub use schedules::{JobSchedule, Schedules};
-pub use source::{AiFormat, AiSource, ComposeSource, HttpSource, Outline, Properties, Source};
+pub use source::{Absent, AiFormat, AiSource, Bulk, ComposeSource, HttpSource, Outline, Properties, Source};
 pub use template::{Shape, Template, TemplateError};
 pub use upstream::{Rate, Redirects, TokenBudget, Upstream};
 
@@ -130,6 +130,11 @@ impl Job {
     /// Returns the number of fallbacks whose requests may cost money.
     pub fn paid_fallbacks(&self) -> usize {
         self.sources.iter().skip(1).filter(|source| source.properties().costs_money).count()
+    }
+
+    /// Returns the most entries that one request asks for, as the first source tells.
+    pub fn at_once(&self) -> usize {
+        self.sources.first().map_or(1, |source| source.properties().at_once)
     }
 
     /// Returns the inputs of an entry whose keys do not tell its own: each is an input of many entries.

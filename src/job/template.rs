@@ -5,6 +5,7 @@
 //! JSON, so that `{{ artwork }}` in a prompt is a JSON document.
 
 mod bounds;
+mod joined;
 mod scan;
 mod url_path;
 
@@ -36,6 +37,8 @@ const EXCERPT: usize = 80;
 
 const TEXT: &str = "text";
 const URL: &str = "url";
+/// A URL that names many entries.
+const URL_OF_MANY: &str = "url of many";
 /// A placeholder for an empty inserted value, until the check for empty path segments.
 const NOTHING: char = '\u{1}';
 
@@ -48,8 +51,10 @@ pub struct Template(Arc<Compiled>);
 
 struct Compiled {
     source: String,
-    /// The source twice, under [`TEXT`] and under [`URL`]: the name selects the encoding.
+    /// The source twice, under [`TEXT`] and under [`Compiled::url`]: the name selects the encoding.
     engine: Environment<'static>,
+    /// [`URL`] or [`URL_OF_MANY`].
+    url: &'static str,
     /// The expression between the braces, if the template consists of one pair of braces.
     expression: Option<String>,
     /// The pieces of a template of literal text and names only, which is rendered without the engine, with the same
@@ -99,16 +104,29 @@ impl Template {
         check_words(source, &engine)?;
         bounds::check(source)?;
         let expression = sole_expression(source, &engine);
-        Ok(Self(Arc::new(Compiled { source: source.to_owned(), engine, expression, plain: plain(source) })))
+        Ok(Self(Arc::new(Compiled { source: source.to_owned(), engine, url: URL, expression, plain: plain(source) })))
+    }
+
+    /// Returns the template as that of a URL that names many entries: in it, `join` refuses a value that contains the
+    /// separator.
+    ///
+    /// # Errors
+    /// None, since the template was compiled before.
+    pub fn of_many(&self) -> Result<Self, TemplateError> {
+        let Compiled { source, engine, expression, plain, .. } = &*self.0;
+        let mut engine = engine.clone();
+        engine.add_template_owned(URL_OF_MANY, source.clone()).map_err(|error| refused(source, &error))?;
+        let (expression, plain) = (expression.clone(), plain.clone());
+        Ok(Self(Arc::new(Compiled { source: source.clone(), engine, url: URL_OF_MANY, expression, plain })))
     }
 
     /// Returns the template with values for `{{ env.NAME }}`. They occur in its output, but not in its `Debug`.
     pub fn with_env(&self, values: &BTreeMap<String, String>) -> Self {
-        let Compiled { source, engine, expression, plain } = &*self.0;
+        let Compiled { source, engine, url, expression, plain } = &*self.0;
         let mut engine = engine.clone();
         engine.add_global("env", Jinja::from(Serde(values)));
         let (expression, plain) = (expression.clone(), plain.clone());
-        Self(Arc::new(Compiled { source: source.clone(), engine, expression, plain }))
+        Self(Arc::new(Compiled { source: source.clone(), engine, url, expression, plain }))
     }
 
     /// Returns the template as written in the file.
@@ -175,7 +193,7 @@ impl Template {
     pub fn render_url(&self, context: &Value) -> Result<String, String> {
         let text = match self.plain_url(context) {
             Some(text) => text,
-            None => self.render_as(URL, context)?,
+            None => self.render_as(self.0.url, context)?,
         };
         let path_end = text.find(['?', '#']).unwrap_or(text.len());
         let path = text.get(..path_end).unwrap_or_default();
@@ -305,7 +323,7 @@ fn insert(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Jinja) -> Res
     if value.is_undefined() {
         return Ok(());
     }
-    if state.name() == URL {
+    if matches!(state.name(), URL | URL_OF_MANY) {
         if let Some(path) = UrlPath::of(value) {
             return path.write(out).map_err(full);
         }

@@ -276,7 +276,7 @@ fn is_zero(number: &usize) -> bool {
 
 /// Returns the requests for these many entries of a job without a value that may be kept.
 fn requests(job: &KnownJob, entries: usize) -> Plan {
-    let fetches = if job.may_hold_unasked || job.upstreams.is_empty() { 0 } else { entries };
+    let fetches = if job.may_hold_unasked { 0 } else { job.fetches(entries) };
     let ai_calls = if job.may_hold_unasked { entries } else { 0 };
     Plan { entries, fetches, ai_calls, fallback_ai_calls: entries * job.paid_fallbacks, inputs_missing: 0 }
 }

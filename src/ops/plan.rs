@@ -50,7 +50,7 @@ impl Ops {
         let mut plan = Plan { entries: page.len(), ..Plan::default() };
         let paid_fallbacks = job.paid_fallbacks();
         if !job.may_hold_unasked() {
-            plan.fetches = if job.sources[0].upstream().is_some() { page.len() } else { 0 };
+            plan.fetches = if job.sources[0].upstream().is_some() { page.len().div_ceil(job.at_once()) } else { 0 };
             plan.fallback_ai_calls = page.len() * paid_fallbacks;
             return Ok(plan);
         }

@@ -32,8 +32,11 @@ use crate::telemetry::Telemetry;
 
 /// The most entries in one task: few enough to spread over workers, many enough to make the queue cheap.
 const CHUNK: usize = 32;
-/// Entries claimed in one call.
+/// Entries claimed in one call; also the most in one task of entries that are asked for together.
 const CLAIM: usize = 256;
+/// The most entries of a job in flight for each worker where a request asks for many: none waits for the others for
+/// long, and the fewest requests at once for which there may be more.
+const SHARED_CAP: (usize, usize) = (4_096, 8);
 /// Entries of a job in flight for each of a worker's concurrent fetches: enough to hide the latency of the queue.
 const DEPTH: usize = 6;
 /// The most entries in flight of a job whose upstream is closed. They are deferred in one step, or inspected.
@@ -168,7 +171,9 @@ impl Dispatcher {
         if inspects {
             cap = CLOSED_CAP;
         }
-        let claims = self.agenda.claim(&job.name, CLAIM.min(cap.max(1)), cap, self.claim).await?;
+        // Whole tasks, so that entries that are asked for together are claimed together.
+        let most = if job.at_once() > 1 { CLAIM / chunk * chunk } else { CLAIM };
+        let claims = self.agenda.claim(&job.name, most.min(cap.max(1)), cap, self.claim).await?;
         self.telemetry.paused(&job.name, claims.paused);
         if claims.entries.is_empty() {
             let wait = claims.next.unwrap_or(IDLE);
@@ -292,6 +297,14 @@ impl Dispatcher {
             if let Some(concurrency) = upstream.concurrency {
                 cap = cap.min((concurrency as usize).saturating_mul(DEPTH));
             }
+        }
+        let at_once = job.at_once();
+        if at_once > 1 {
+            // A task is a request, or a part of one that is as large as the others.
+            let chunk = at_once.div_ceil(at_once.div_ceil(CLAIM));
+            let most = SHARED_CAP.0.max(SHARED_CAP.1 * at_once).saturating_mul(workers);
+            let cap = cap.saturating_mul(at_once).min(most);
+            return (chunk, cap);
         }
         // Every worker gets a share.
         let chunk = (cap / (workers * 2)).clamp(1, CHUNK);

@@ -37,8 +37,15 @@ pub(super) async fn fetch(sources: &Sources, source: &AiSource, ask: &Ask<'_>) -
         return (Ok(Answer::Unchanged), Spent::Nothing);
     }
     let prompt = estimate(body.to_string().len());
-    let request =
-        Request { url: &url, headers: &[], body: Some(&body), known: None, max_bytes: None, deadline: ask.deadline };
+    let request = Request {
+        url: &url,
+        headers: &[],
+        body: Some(&body),
+        known: None,
+        named: None,
+        max_bytes: None,
+        deadline: ask.deadline,
+    };
     let reached = Reached::default();
     let answer = match client.exchange_noting(request, &reached).await {
         Ok(Received::Body(answer)) => answer,

@@ -23,9 +23,10 @@ use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Method, Response, StatusCode, Url, Version};
 use serde_json::Value;
+use std::collections::HashSet;
 use std::error::Error;
 use std::fmt;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::time::{timeout, timeout_at};
@@ -58,6 +59,8 @@ pub(super) struct Request<'a> {
     pub(super) body: Option<&'a Value>,
     /// The validators that make a GET conditional.
     pub(super) known: Option<&'a Validators>,
+    /// Values in the URL of many entries, which name them: they stand in keys, so they are no secrets.
+    pub(super) named: Option<&'a HashSet<&'a str>>,
     /// The longest body of an answer, in bytes; `None` for the upstream's `max_bytes`.
     pub(super) max_bytes: Option<u64>,
     pub(super) deadline: Instant,
@@ -75,6 +78,7 @@ pub(super) enum Received {
 pub(super) struct Reached {
     status: AtomicU16,
     refusal: OnceLock<Vec<u8>>,
+    too_long: AtomicBool,
 }
 
 impl Reached {
@@ -86,14 +90,19 @@ impl Reached {
         matches!(self.status.load(Ordering::Relaxed), Self::NO_ANSWER | 200..=299)
     }
 
+    /// Returns the last answer's status; `None` if there was no answer.
+    pub(super) fn answered(&self) -> Option<u16> {
+        Some(self.status.load(Ordering::Relaxed)).filter(|status| *status > Self::NO_ANSWER)
+    }
+
+    /// Returns `true` if the last answer is longer than the upstream's `max_bytes`.
+    pub(super) fn is_too_long(&self) -> bool {
+        self.too_long.load(Ordering::Relaxed)
+    }
+
     /// Returns the beginning of the body of an answer whose status brings no value.
     pub(super) fn refusal(&self) -> Option<&str> {
         self.refusal.get().and_then(|body| std::str::from_utf8(body).ok())
-    }
-
-    /// Returns `true` if the last answer's status is known.
-    fn has_status(&self) -> bool {
-        self.status.load(Ordering::Relaxed) > Self::NO_ANSWER
     }
 
     fn status(&self, status: StatusCode) {
@@ -113,7 +122,10 @@ pub(super) struct Body {
     bytes: Vec<u8>,
     /// `true` if `bytes` is only the beginning.
     cut: bool,
-    secrets: Secrets,
+    /// `true` if `bytes` is one item of the answer.
+    is_item: bool,
+    /// Shared by all items of an answer.
+    secrets: Arc<Secrets>,
 }
 
 impl Client {
@@ -184,7 +196,7 @@ impl Client {
                 Err(FetchError::Upstream(format!("{} gave no complete answer within {limit}", shown(url))))
             }
         };
-        if matches!(answer, Err(FetchError::Upstream(_))) && !reached.has_status() {
+        if matches!(answer, Err(FetchError::Upstream(_))) && reached.answered().is_none() {
             metrics::answered(&self.upstream.name, None);
         }
         answer
@@ -206,7 +218,7 @@ impl Client {
             secrets.add(text);
         }
         // API keys are also sent as `?key=…`, and error texts often repeat the query.
-        url.query_pairs().for_each(|(_, text)| secrets.add(&text));
+        url.query_pairs().for_each(|(_, text)| secrets.add_except(&text, request.named));
         let conditions = conditions(request.known.filter(|_| body.is_none()));
         let mut hops = 0;
         loop {
@@ -284,7 +296,8 @@ impl Client {
             headers: response.headers().clone(),
             bytes: Vec::new(),
             cut: false,
-            secrets,
+            is_item: false,
+            secrets: Arc::new(secrets),
         };
         let status = body.status.as_u16();
         match status {
@@ -292,8 +305,8 @@ impl Client {
             304 => Err(body.error("is an answer to a conditional request, and this request had no validators")),
             404 | 410 if !asked.posted => Ok(Received::Gone),
             // 203: changed by a proxy. 201: made by a request with a body.
-            200 | 203 => self.whole(body, response, asked.max_bytes).await,
-            201 if asked.posted => self.whole(body, response, asked.max_bytes).await,
+            200 | 203 => self.whole(body, response, asked.max_bytes, reached).await,
+            201 if asked.posted => self.whole(body, response, asked.max_bytes, reached).await,
             _ => {
                 let left = asked.until.saturating_duration_since(Instant::now());
                 // Not all of the remaining time, so that a slow body does not hide the status.
@@ -311,10 +324,14 @@ impl Client {
         mut body: Body,
         mut response: Response,
         max_bytes: Option<u64>,
+        reached: &Reached,
     ) -> Result<Received, FetchError> {
         let most = max_bytes.unwrap_or(self.upstream.max_bytes);
         let whose = if max_bytes.is_some() { "the feed's " } else { "" };
-        let too_long = |is: &str| format!("{is} longer than {whose}`max_bytes` ({})", bytesize::ByteSize(most));
+        let too_long = |is: &str| {
+            reached.too_long.store(true, Ordering::Relaxed);
+            format!("{is} longer than {whose}`max_bytes` ({})", bytesize::ByteSize(most))
+        };
         let mut decoder = Decoder::new(&body.headers, most).map_err(|reason| body.error(&reason))?;
         if response.content_length().is_some_and(|length| length > decoder.most_sent()) {
             return Err(body.error(&too_long("has a Content-Length")));
@@ -372,6 +389,12 @@ impl fmt::Debug for Client {
     }
 }
 
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Body").field("status", &self.status).field("bytes", &self.bytes.len()).finish_non_exhaustive()
+    }
+}
+
 impl Body {
     /// Reads the beginning of a refusal's body: all that arrives and can be decoded within this time.
     async fn begin(&mut self, mut response: Response, time: Duration) {
@@ -416,6 +439,22 @@ impl Body {
             .map_err(|error| self.error(&format!("is not UTF-8 from byte {} on", error.valid_up_to())))
     }
 
+    /// Returns one item of the answer.
+    pub(super) fn item(&self, json: &str) -> Self {
+        let (mut url, secrets) = (self.url.clone(), Arc::clone(&self.secrets));
+        // It names all entries of the request, and is not shown.
+        url.set_query(url.query().map(|_| ""));
+        Self {
+            url,
+            status: self.status,
+            headers: HeaderMap::new(),
+            bytes: json.into(),
+            cut: false,
+            is_item: true,
+            secrets,
+        }
+    }
+
     /// Returns a header that is a text and not empty.
     pub(super) fn header(&self, name: &str) -> Option<String> {
         self.headers.get(name)?.to_str().ok().filter(|text| !text.is_empty()).map(str::to_owned)
@@ -432,7 +471,8 @@ impl Body {
     }
 
     fn describe(&self, reason: &str) -> String {
-        let told = format!("answer of {} (status {}) {reason}", shown(self.url.as_str()), self.status.as_u16());
+        let what = if self.is_item { "item in the answer" } else { "answer" };
+        let told = format!("{what} of {} (status {}) {reason}", shown(self.url.as_str()), self.status.as_u16());
         let told = self.secrets.blot(&told, false);
         let beginning = &self.bytes[..self.bytes.len().min(EXCERPT_OF)];
         let cut = self.cut || beginning.len() < self.bytes.len();

@@ -6,7 +6,7 @@
 
 use super::client::{Body, Client, Received, Request, answer_error};
 use super::http::{kind, select_text};
-use super::{FetchError, context};
+use super::{FetchError, context, item};
 use crate::entry::{KeySet, duration, excerpt};
 use crate::job::{Feed, Job, Params};
 use reqwest::Url;
@@ -14,8 +14,7 @@ use serde::Deserializer;
 use serde::de::{SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
-use std::borrow::Cow;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -27,8 +26,6 @@ const MAX_BYTES: u64 = 32 << 20;
 const MOST_PAGES: usize = 1_000;
 /// The part of an item that messages show, in characters.
 const EXCERPT: usize = 100;
-/// JSON integers of this size or more are read as floats, unless they fit into 64 bits.
-const EXACT: f64 = 9_223_372_036_854_775_808.0;
 /// The longest time that all pages may take together.
 const LONGEST_READING: Duration = Duration::from_secs(300);
 
@@ -117,7 +114,8 @@ impl<'a> FeedReading<'a> {
         }
         let deadline = Instant::now() + self.client.timeout();
         let max_bytes = Some(self.feed.max_bytes.unwrap_or(MAX_BYTES.max(self.client.max_bytes())));
-        let request = Request { url: url.as_str(), headers: &[], body: None, known: None, max_bytes, deadline };
+        let request =
+            Request { url: url.as_str(), headers: &[], body: None, known: None, named: None, max_bytes, deadline };
         let answer = match self.client.exchange(request).await? {
             Received::Body(answer) => answer,
             Received::Gone => return Err(answer_error(url.as_str(), "says that there is no such feed (404 or 410)")),
@@ -187,38 +185,16 @@ impl<'a> FeedReading<'a> {
     /// Returns the placeholders' values that an item gives.
     fn params(&self, item: &str) -> Result<Params, String> {
         if !self.feed.item.is_empty() {
-            let mut value: Value = serde_json::from_str(item).map_err(|error| format!("is not JSON: {error}"))?;
-            let of = |value| context(&Params::new(), &Map::new(), Some(value));
-            let context = of(value.clone());
-            let exact = (zero_inexact(&mut value) > 0).then(|| of(value));
-            let params = self.feed.item.iter().map(|(name, template)| {
-                let value = template.value(&context).map_err(|reason| format!("gives no `{name}`: {reason}"))?;
-                if exact.as_ref().is_some_and(|exact| template.value(exact).as_ref() != Ok(&value)) {
-                    return Err(format!("gives a number of more than 64 bits as `{name}`: send it as a string"));
-                }
-                // A string is a text already; anything else is read as the answer's own fields are.
-                let text = match value {
-                    Value::String(text) => filled(text),
-                    other => text_of(&other.to_string()),
-                };
-                Ok((name.clone(), text.map_err(|what| format!("gives {what} as `{name}`"))?))
-            });
-            return params.collect();
+            return item::by_templates(item, &self.feed.item, None);
         }
         let constants = self.feed.with.first();
         let is_left = |name: &&String| constants.is_none_or(|constants| !constants.contains_key(*name));
         let names: Vec<&String> = self.job.key.names().iter().filter(is_left).collect();
         if item.starts_with('{') {
-            let mut fields: BTreeMap<Cow<'_, str>, &RawValue> =
-                serde_json::from_str(item).map_err(|error| format!("is not JSON: {error}"))?;
-            let params = names.into_iter().map(|name| {
-                let field = fields.remove(name.as_str()).ok_or_else(|| format!("has no `{name}`: see `item`"))?;
-                Ok((name.clone(), text_of(field.get()).map_err(|what| format!("has {what} as `{name}`"))?))
-            });
-            return params.collect();
+            return item::by_fields(item, &names);
         }
         match names.as_slice() {
-            [name] => match text_of(item) {
+            [name] => match item::text_of(item) {
                 Ok(text) => Ok(Params::from([((*name).clone(), text)])),
                 Err(what) => Err(format!("is {what}, but must be text or a number")),
             },
@@ -295,34 +271,4 @@ fn each_item<'a>(array: &'a str, take: impl FnMut(&'a str)) -> serde_json::Resul
     }
 
     serde_json::Deserializer::from_str(array).deserialize_seq(Items(take))
-}
-
-/// Returns the text that a JSON value stands for: a string's, or a number as it is written. Otherwise returns what the
-/// value is.
-fn text_of(json: &str) -> Result<String, &'static str> {
-    if json.starts_with(|first: char| first == '-' || first.is_ascii_digit()) {
-        return Ok(json.to_owned());
-    }
-    match serde_json::from_str(json) {
-        Ok(Value::String(text)) => filled(text),
-        Ok(other) => Err(kind(&other)),
-        Err(_) => Err("not JSON"),
-    }
-}
-
-/// Replaces the numbers that are too large to be exact by 0, and returns how many there are.
-fn zero_inexact(value: &mut Value) -> usize {
-    match value {
-        Value::Number(number) if number.as_f64().is_some_and(|float| number.is_f64() && float.abs() >= EXACT) => {
-            *value = 0.into();
-            1
-        }
-        Value::Array(items) => items.iter_mut().map(zero_inexact).sum(),
-        Value::Object(fields) => fields.values_mut().map(zero_inexact).sum(),
-        _ => 0,
-    }
-}
-
-fn filled(text: String) -> Result<String, &'static str> {
-    if text.is_empty() { Err("an empty string") } else { Ok(text) }
 }

@@ -5,10 +5,10 @@
 //! become floating-point, as in any JSON reader. A full parse checks every answer. It also refuses raw NUL bytes,
 //! invalid UTF-8, unpaired surrogates, numbers beyond a double and nesting beyond 128. A byte order mark is dropped.
 
-use super::client::{Received, Request};
+use super::client::{Body, Received, Request};
 use super::{Answer, Ask, FetchError, Fetched, Sources, context, unrenderable};
 use crate::entry::Validators;
-use crate::job::HttpSource;
+use crate::job::{HttpSource, Job, Template};
 use jsonptr::Pointer;
 use serde::Deserializer;
 use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
@@ -22,33 +22,58 @@ use twox_hash::XxHash3_64;
 /// Validators longer than this are not kept; they live in Redis with every entry.
 const VALIDATOR_LONGEST: usize = 512;
 
-/// Asks an HTTP source once.
-pub(super) async fn fetch(sources: &Sources, source: &HttpSource, ask: &Ask<'_>) -> Result<Answer, FetchError> {
-    let client = sources.client(&source.upstream)?;
-    let mut context = context(ask.params, ask.inputs, None);
-    let url = source.url.render_url(&context);
-    let url = url.map_err(|reason| unrenderable(ask.job, [&source.url], format!("url: {reason}")))?;
+/// A request for an entry, or for many, with its templates rendered.
+#[derive(Debug)]
+pub(super) struct Rendered<'a> {
+    pub(super) url: String,
+    pub(super) headers: Vec<(&'a str, String)>,
+    pub(super) body: Option<Value>,
+}
+
+/// Renders a source's request.
+pub(super) fn render<'a>(source: &'a HttpSource, job: &Job, context: &Value) -> Result<Rendered<'a>, FetchError> {
+    let fails = |template: &Template, reason: String| match source.bulk {
+        // Its templates name the inputs within `entries`.
+        Some(_) if !job.inputs.is_empty() => FetchError::Answer(reason),
+        Some(_) | None => unrenderable(job, [template], reason),
+    };
+    let url = source.url.render_url(context).map_err(|reason| fails(&source.url, format!("url: {reason}")))?;
     let mut headers = Vec::new();
     for (name, template) in &source.headers {
-        let text = template.render(&context);
-        let text = text.map_err(|reason| unrenderable(ask.job, [template], format!("header `{name}`: {reason}")))?;
+        let text = template.render(context);
+        let text = text.map_err(|reason| fails(template, format!("header `{name}`: {reason}")))?;
         headers.push((name.as_str(), text));
     }
     let body = match &source.body {
-        Some(shape) => Some(shape.render(&context).map_err(|reason| FetchError::Answer(format!("body: {reason}")))?),
+        Some(shape) => Some(shape.render(context).map_err(|reason| FetchError::Answer(format!("body: {reason}")))?),
         None => None,
     };
+    Ok(Rendered { url, headers, body })
+}
+
+/// Asks an HTTP source once.
+pub(super) async fn fetch(sources: &Sources, source: &HttpSource, ask: &Ask<'_>) -> Result<Answer, FetchError> {
+    let client = sources.client(&source.upstream)?;
+    let context = context(ask.params, ask.inputs, None);
+    let Rendered { url, headers, body } = render(source, ask.job, &context)?;
     // A 304 says that the upstream's answer is the same. The value is only if it would be made of it in the same way.
     let made_from = body.is_none().then(|| fingerprint(ask, &url, &headers, &context));
     let known = ask.known.filter(|known| made_from.is_some() && known.prompt == made_from);
-    let request =
-        Request { url: &url, headers: &headers, body: body.as_ref(), known, max_bytes: None, deadline: ask.deadline };
+    let request = Request {
+        url: &url,
+        headers: &headers,
+        body: body.as_ref(),
+        known,
+        named: None,
+        max_bytes: None,
+        deadline: ask.deadline,
+    };
     let answer = match client.exchange(request).await? {
         Received::Unchanged => return Ok(Answer::Unchanged),
         Received::Gone => return Ok(Answer::Gone),
         Received::Body(answer) => answer,
     };
-    let text = answer.text()?;
+    let fetched = made(source, client.max_bytes(), &answer, context)?;
     let validators = match made_from {
         Some(_) => {
             Validators { etag: answer.header("etag"), last_modified: answer.header("last-modified"), prompt: made_from }
@@ -56,7 +81,13 @@ pub(super) async fn fetch(sources: &Sources, source: &HttpSource, ask: &Ask<'_>)
         }
         None => Validators::default(),
     };
+    Ok(Answer::Value(Fetched { validators, ..fetched }))
+}
 
+/// Makes the value of an entry from an answer, or from an item of one. `most` is the longest value, in bytes.
+pub(super) fn made(source: &HttpSource, most: u64, answer: &Body, mut context: Value) -> Result<Fetched, FetchError> {
+    let text = answer.text()?;
+    let validators = Validators::default();
     if source.accept.is_none() && source.value.is_none() {
         // Nobody looks into it.
         let selected = select_text(text, &source.select).map_err(|reason| answer.error(&reason))?;
@@ -64,7 +95,7 @@ pub(super) async fn fetch(sources: &Sources, source: &HttpSource, ask: &Ask<'_>)
             return Err(answer.error("is null: there is nothing to store"));
         }
         let json = selected.to_owned();
-        return Ok(Answer::Value(Fetched { json, parsed: None, validators, tokens: 0 }));
+        return Ok(Fetched { json, parsed: None, validators, tokens: 0 });
     }
     let (selected, value) = select(text, &source.select).map_err(|reason| answer.error(&reason))?;
     if value.is_null() && source.value.is_none() {
@@ -88,14 +119,14 @@ pub(super) async fn fetch(sources: &Sources, source: &HttpSource, ask: &Ask<'_>)
                 return Err(answer.error("makes null: `value` has nothing to store"));
             }
             json = Cow::Owned(built.to_string());
-            if json.len() as u64 > client.max_bytes() {
+            if json.len() as u64 > most {
                 return Err(answer.error("makes a value longer than the upstream's `max_bytes`"));
             }
             built
         }
         None => context["value"].take(),
     };
-    Ok(Answer::Value(Fetched { json: json.into_owned(), parsed: Some(value), validators, tokens: 0 }))
+    Ok(Fetched { json: json.into_owned(), parsed: Some(value), validators, tokens: 0 })
 }
 
 /// The part of a JSON text that a pointer names: as it is written, and parsed. The last of several equal keys counts,
@@ -123,6 +154,11 @@ fn not_json(text: &str, error: &serde_json::Error) -> String {
 
 /// Returns that part as it is written; checked, not parsed.
 pub(super) fn select_text<'a>(text: &'a str, pointer: &Pointer) -> Result<&'a str, String> {
+    select_by(text, pointer, "select")
+}
+
+/// Returns the part that the pointer in a field of the job file names, as it is written; checked, not parsed.
+pub(super) fn select_by<'a>(text: &'a str, pointer: &Pointer, field: &str) -> Result<&'a str, String> {
     let not_json = |error: serde_json::Error| not_json(text, &error);
     // All of it, so that nothing is taken out of half an answer.
     let mut whole = serde_json::Deserializer::from_str(text);
@@ -130,7 +166,7 @@ pub(super) fn select_text<'a>(text: &'a str, pointer: &Pointer) -> Result<&'a st
     if pointer.is_root() {
         return Ok(text.trim_ascii());
     }
-    let nowhere = || format!("has nothing at `{pointer}`: see `select`");
+    let nowhere = || format!("has nothing at `{pointer}`: see `{field}`");
     let mut raw: &'a RawValue = serde_json::from_str(text).map_err(not_json)?;
     for token in pointer.tokens() {
         let token = token.decoded();

@@ -6,6 +6,7 @@
 mod account;
 mod addresses;
 mod ai;
+mod bulk;
 mod busy;
 mod coding;
 mod client;
@@ -13,6 +14,7 @@ mod completion;
 mod compose;
 mod feed;
 mod http;
+mod item;
 mod limits;
 mod preview;
 mod secrets;
@@ -29,6 +31,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub(crate) use bulk::LONGEST_URL;
+pub use bulk::{Many, ManyRequest, Part, context_of_many};
 pub use feed::{Fed, FeedReading};
 pub(crate) use limits::LONGEST_WAIT;
 pub use limits::{Ended, Fetches, Gate, Lately, Permit, Refusal, UpstreamMemory};
@@ -89,7 +93,7 @@ impl Fetched {
 }
 
 /// The reason why there is no answer.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum FetchError {
     /// The upstream fails or cannot be reached: connect, timeout, 5xx, cut off, 401. Counts against its breaker.
     #[error("{0}")]
@@ -250,6 +254,7 @@ impl Sources {
             return (Err(FetchError::Answer(reason)), Spent::Nothing);
         };
         let (result, spent) = match source {
+            Source::Http(source) if source.bulk.is_some() => (self.fetch_lone(ask).await, Spent::Nothing),
             Source::Http(source) => (http::fetch(self, source, ask).await, Spent::Nothing),
             Source::Ai(source) => ai::fetch(self, source, ask).await,
             Source::Compose(source) => (compose::compose(source, ask), Spent::Nothing),

@@ -6,8 +6,8 @@
 use serde_json::{Map, Value};
 
 use super::client::{header_line, whole};
-use super::context;
 use super::secrets::Secrets;
+use super::{context, context_of_many};
 use crate::job::{EnvValues, Job, Outline, Params, Template};
 
 /// The templates of a job that are rendered before anything is asked, and that name no input.
@@ -22,6 +22,8 @@ pub struct Preview<'j> {
 struct Part<'j> {
     place: String,
     kind: Kind<'j>,
+    /// It is of a request for many entries.
+    is_bulk: bool,
     template: &'j Template,
 }
 
@@ -51,13 +53,14 @@ impl<'j> Preview<'j> {
     pub fn new(job: &'j Job, env: &EnvValues) -> Self {
         let mut parts = Vec::new();
         for (number, source) in job.sources.iter().enumerate() {
+            let Outline { url, headers, body, system, prompt, value, is_bulk, .. } = source.outline();
             let mut add = |field: &str, kind, template: &'j Template| {
-                if !job.names_input(template) {
+                // The inputs of a request for many entries are within `entries`.
+                if !job.names_input(template) && (!is_bulk || job.inputs.is_empty()) {
                     let place = if number == 0 { field.to_owned() } else { format!("{field} of fallback {number}") };
-                    parts.push(Part { place, kind, template });
+                    parts.push(Part { place, kind, is_bulk, template });
                 }
             };
-            let Outline { url, headers, body, system, prompt, value, .. } = source.outline();
             url.into_iter().for_each(|template| add("url", Kind::Url, template));
             for (name, template) in headers.into_iter().flatten() {
                 add(&format!("header {name}"), Kind::Header(name), template);
@@ -73,9 +76,10 @@ impl<'j> Preview<'j> {
 
     /// Returns the first fault of an entry's requests.
     pub fn fault(&self, params: &Params) -> Option<RequestFault> {
-        let context = context(params, &Map::new(), None);
+        let none = Map::new();
+        let (alone, of_many) = (context(params, &none, None), context_of_many([(params, &none)]));
         self.parts.iter().find_map(|part| {
-            let reason = part.check(&context).err()?;
+            let reason = part.check(if part.is_bulk { &of_many } else { &alone }).err()?;
             let (template, reason) = (self.hide(part.template.source()), self.hide(&reason));
             Some(RequestFault { place: part.place.clone(), template, reason })
         })

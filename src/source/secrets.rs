@@ -8,6 +8,7 @@
 use crate::job::{EnvValues, Upstream};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD};
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 use url::Url;
@@ -67,7 +68,7 @@ impl Secrets {
 
     /// Adds a text that is sent, and its parts: some servers echo only the `abc` of `Bearer abc`.
     pub(super) fn add(&mut self, text: &str) {
-        let parts = text.split(|c: char| c.is_whitespace() || matches!(c, '=' | ';' | ',' | '"'));
+        let parts = text.split(is_between);
         for part in std::iter::once(text.trim()).chain(text.split_whitespace()).chain(parts) {
             self.keep(part, SHORTEST);
         }
@@ -78,6 +79,16 @@ impl Secrets {
                 self.keep(&pair, SHORTEST);
                 self.keep(password, SHORTEST_NAMED);
             }
+        }
+    }
+
+    /// Adds a text that is sent, without those of its parts that are no secrets.
+    pub(super) fn add_except(&mut self, text: &str, named: Option<&HashSet<&str>>) {
+        match named {
+            Some(named) if text.split(is_between).any(|part| named.contains(part)) => {
+                text.split(is_between).filter(|part| !named.contains(part)).for_each(|part| self.add(part));
+            }
+            Some(_) | None => self.add(text),
         }
     }
 
@@ -117,6 +128,11 @@ impl Secrets {
             }
         }
     }
+}
+
+/// Returns `true` for a character between the parts of a text, which some servers echo by themselves.
+fn is_between(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '=' | ';' | ',' | '"')
 }
 
 /// Returns the length of a secret at the beginning of the text, plain or escaped; if the text is `cut`, the beginning
@@ -281,6 +297,15 @@ mod tests {
     fn parts_of_a_header_are_secret_by_themselves() {
         let secrets = of(&["session=abcdef12; user=\"xyz-98765\"", "Bearer sk-very-secret"]);
         assert_eq!(secrets.blot("abcdef12 xyz-98765 sk-very-secret", false), "*** *** ***");
+    }
+
+    #[test]
+    fn values_that_name_entries_are_shown() {
+        let mut secrets = Secrets::default();
+        let named = HashSet::from(["n40-abc", "n41-abc"]);
+        secrets.add_except("n40-abc,n41-abc", Some(&named));
+        secrets.add_except("s3cret-word", Some(&named));
+        assert_eq!(secrets.blot("unknown id n40-abc of s3cret-word", false), "unknown id n40-abc of ***");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use redis::RedisResult;
 
-use super::attempt::Ending;
+use super::ending::Ending;
 use super::{Running, Warmer};
 use crate::agenda::Next;
 use crate::entry::duration;

@@ -25,57 +25,22 @@ use serde_json::{Map, Value};
 use tokio::sync::MutexGuard;
 use tracing::error;
 
+use super::bulk::{Admission, Coming, Gatherer};
+use super::ending::Ending;
 use super::freshness::fresh;
 use super::inputs::{Lack, Missing};
 use super::recheck::{Needs, with_next_recheck};
 use super::{INPUT_WAIT, Running, SHORT_WAIT, Warmer};
-use crate::agenda::{Next, When, keep};
+use crate::agenda::{Next, Pace, When, keep};
 use crate::entry::{EntryKey, Outcome, Priority, Trigger, Validators};
 use crate::job::{Job, Params};
 use crate::redis::RedisTime;
-use crate::source::{Answer, Ended, Permit};
+use crate::source::{Answer, Ended};
 use crate::store::{Fresh, HeldBack, Lease, Leased, Rechecks, Removal, Versions};
-use crate::store::{POISON_CRASHES, SUSPECT_CRASHES, other_type_reason, poison_reason};
+use crate::store::{POISON_CRASHES, SUSPECT_CRASHES, poison_reason};
 
 /// Rounds of fetch and commit under one lease; each invalidation costs one. After the last, the entry is due again.
 const ROUNDS: usize = 5;
-
-/// The end of an attempt, its reason, and what becomes of the entry.
-#[derive(Debug)]
-pub(super) struct Ending {
-    pub(super) outcome: Outcome,
-    pub(super) next: Next,
-    pub(super) reason: Option<String>,
-    /// Fetches that have failed in a row, this one included.
-    pub(super) failures: u32,
-}
-
-impl Ending {
-    pub(super) fn new(outcome: Outcome, next: Next) -> Self {
-        Self { outcome, next, reason: None, failures: 0 }
-    }
-
-    pub(super) fn because(outcome: Outcome, next: Next, reason: impl Into<String>) -> Self {
-        Self { outcome, next, reason: Some(reason.into()), failures: 0 }
-    }
-
-    /// Returns the ending of an entry that leaves for the dead letters.
-    pub(super) fn dead(reason: String) -> Self {
-        Self::because(Outcome::Failed, Next::Dead(reason.clone()), reason)
-    }
-
-    /// Returns the ending of an entry whose key holds another type than a string.
-    pub(super) fn wrong_type(what: &str) -> Self {
-        // The same for all entries, so that `samovar dead` shows them as one group.
-        Self::dead(other_type_reason(what, "KEY"))
-    }
-
-    /// Returns the ending of an entry whose invalidations came faster than its fetches.
-    pub(super) fn overtaken() -> Self {
-        let reason = "invalidated again and again while it was fetched";
-        Self::because(Outcome::Fenced, Next::In(Duration::ZERO), reason)
-    }
-}
 
 /// The cause that ends an attempt before its commit.
 #[derive(Debug)]
@@ -112,14 +77,18 @@ pub(super) struct Attempt<'a> {
     pub(super) inputs: Map<String, Value>,
     /// An input that is gone, and with it the entry.
     pub(super) gone_input: Option<EntryKey>,
-    /// The number of the source that is asked first, and the permit of its upstream, where it has one.
-    pub(super) permit: Option<(usize, Option<Permit>)>,
+    /// The number of the source that is asked first, and its admission.
+    pub(super) admission: Option<(usize, Admission)>,
+    /// Announces the entry to those that it may be asked for with, until it is admitted.
+    pub(super) coming: Option<Coming>,
+    /// The pace of the entries that this one was asked for with.
+    pub(super) pace: Option<Pace>,
     /// The token of the lease, while the attempt holds one or may hold one.
     pub(super) token: Option<String>,
     /// An entry that is evicted meanwhile stays away.
     keeps_absent: bool,
     /// Held by an attempt at an entry that may crash the worker: only one such attempt runs at a time.
-    suspect: Option<MutexGuard<'a, ()>>,
+    pub(super) suspect: Option<MutexGuard<'a, ()>>,
 }
 
 impl Warmer {
@@ -132,20 +101,24 @@ impl Warmer {
             params: Params::new(),
             inputs: Map::new(),
             gone_input: None,
-            permit: None,
+            admission: None,
+            coming: self.gatherer(job, 0).map(Gatherer::announce),
+            pace: None,
             token: None,
             keeps_absent: false,
             suspect: None,
         };
         let ended = AssertUnwindSafe(attempt.run()).catch_unwind().await;
         attempt.give_back().await;
+        let draw = attempt.draw();
         drop(attempt);
         match ended {
             Ok(
                 Ok(ending)
                 | Err(Stop::End(ending) | Stop::NoValue(ending) | Stop::Refused(ending, _) | Stop::HeldBack(ending, _)),
             ) => {
-                let kept = async { self.keep_stale(job, entry, self.before_expiry(job, entry, ending).await).await };
+                let kept =
+                    async { self.keep_stale(job, entry, self.before_expiry(job, entry, ending).await, draw).await };
                 let kept = AssertUnwindSafe(kept).catch_unwind().await;
                 kept.unwrap_or_else(|_| panicked(job, entry))
             }
@@ -174,15 +147,24 @@ impl Attempt<'_> {
 
     /// Gives the permit back unused, which says nothing about the upstream.
     pub(super) async fn return_permit(&mut self) {
-        if let Some((_, Some(permit))) = self.permit.take() {
-            permit.done(Ended::Unused).await;
+        match self.admission.take() {
+            Some((_, Admission::Alone(Some(permit)))) => permit.done(Ended::Unused).await,
+            Some((_, Admission::Together(member))) => member.leave().await,
+            Some((_, Admission::Alone(None))) | None => {}
         }
+    }
+
+    /// Returns a random number from 0 to 1 for the wait before a retry: the same for entries that were asked for
+    /// together.
+    pub(super) fn draw(&self) -> f64 {
+        self.pace.map_or_else(rand::random, |pace| pace.draw)
     }
 
     /// Runs the steps.
     async fn run(&mut self) -> Step<Ending> {
         self.prepare().await?;
         self.admit().await?;
+        self.coming = None;
         let (mut lease, score) = self.lease().await?;
         match self.run_under(&mut lease, score).await {
             Err(Stop::NoValue(failure)) => Ok(self.note_failure(&lease, failure).await?),
@@ -318,7 +300,7 @@ impl Attempt<'_> {
         // Other entries of such a job may need no request while the upstream is closed: this one makes room for them.
         let is_futile = job.may_hold_unasked() && warmer.is_closed(job);
         let wait = if is_futile { Duration::ZERO } else { warmer.admission_wait };
-        self.permit = Some(self.admit_any(Instant::now() + wait).await.map_err(Stop::End)?);
+        self.admission = Some(self.admit_any(Instant::now() + wait).await.map_err(Stop::End)?);
         Ok(())
     }
 
@@ -425,7 +407,7 @@ impl Attempt<'_> {
         if job.inputs.is_empty() {
             return Ok(());
         }
-        let awaited = match &self.permit {
+        let awaited = match &self.admission {
             Some(_) => warmer.awaited_input(job, &self.params, lease.fetched_at).await?,
             None => None,
         };

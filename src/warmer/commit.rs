@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use redis::RedisResult;
 
-use super::attempt::{Attempt, Ending, Step, Stop};
+use super::attempt::{Attempt, Step, Stop};
+use super::ending::Ending;
 use super::failure::LONGEST_REASON;
 use super::freshness::{is_storm, known};
 use super::lag::render_version;
@@ -248,8 +249,9 @@ impl Attempt<'_> {
         self.note_recovery(lease).await?;
         self.found_value(lease, round, changed);
         let written_at = expiry.at().map_or(lease.fetched_at, |at| at - job.ttl);
-        let after = if job.may_lag() { lease.fetched_at } else { written_at };
-        let next = with_recheck(job, last_attempt.rechecks.as_ref(), after, keep(job, &entry.key, expiry));
+        let after = if job.may_lag() { self.rechecked_from(lease) } else { written_at };
+        let keep = keep(job, &entry.key, expiry);
+        let next = with_recheck(job, last_attempt.rechecks.as_ref(), after, keep);
         Ok(Ending::new(last_attempt.outcome.unwrap_or(Outcome::Warmed), next))
     }
 
@@ -269,8 +271,13 @@ impl Attempt<'_> {
             return Ok(Ending::because(Outcome::Gone, Next::Out, reason));
         }
         self.found(Recheck::Gone);
-        let next = with_recheck(job, last_attempt.rechecks.as_ref(), lease.fetched_at, Next::Out);
+        let next = with_recheck(job, last_attempt.rechecks.as_ref(), self.rechecked_from(lease), Next::Out);
         Ok(Ending::because(Outcome::Gone, next, "the upstream no longer has it"))
+    }
+
+    /// Returns the time from which rechecks are counted: the same for entries that were asked for together.
+    fn rechecked_from(&self, lease: &Lease) -> RedisTime {
+        self.pace.map_or(lease.fetched_at, |pace| pace.last.max(lease.fetched_at))
     }
 
     /// Prepares another round, since an invalidation came during this one: the lease was begun anew at `start`. Ends

@@ -5,8 +5,9 @@ use std::time::Duration;
 use redis::RedisResult;
 
 use super::INPUT_WAIT;
-use super::attempt::{Attempt, Ending};
-use super::freshness::{RETRY_PLAUSIBLE, longest_retry, retry_after};
+use super::attempt::Attempt;
+use super::ending::Ending;
+use super::freshness::{RETRY_PLAUSIBLE, longest_retry, retry_at_pace};
 use super::inputs::{Lack, Missing, input_named_in, is_of_input, missing};
 use crate::agenda::{Next, keep};
 use crate::entry::EntryKey;
@@ -16,6 +17,10 @@ use crate::store::{Fresh, LastAttempt, Lease, Leased, META_OUTLIVES, Rechecks, R
 
 /// The beginning of the reason of a dead letter whose attempts are used up.
 pub(crate) const USED_UP: &str = "failed ";
+
+/// The number of failures in a row from which on an entry is tried again by itself: one of those that it is asked for
+/// with may be the reason.
+const PARTED: u32 = 3;
 
 /// The longest reason kept, in characters, without the name of an input that is missing.
 pub(super) const LONGEST_REASON: usize = 300;
@@ -57,7 +62,10 @@ impl Attempt<'_> {
         let is_futile = matches!(failure.next, Next::Dead(_));
         let (mut is_given_up, mut wait) = (false, Duration::ZERO);
         if outcome == Outcome::Failed {
-            wait = count_failure(&mut last_attempt, lease.fetched_at);
+            if last_attempt.failures + 1 >= PARTED {
+                self.pace = None;
+            }
+            wait = count_failure(&mut last_attempt, lease.fetched_at, self.draw());
             if is_futile {
                 wait = wait.max(longest_retry());
             }
@@ -90,10 +98,16 @@ impl Attempt<'_> {
                 "{USED_UP}{failures} times, last: {}",
                 last_attempt.reason.as_deref().unwrap_or("?")
             )),
-            (_, Outcome::Failed) => Next::In(wait),
+            (_, Outcome::Failed) => Next::In(self.left_of(wait)),
             _ => failure.next,
         };
         Ok(Ending { outcome, next, reason, failures })
+    }
+
+    /// Returns what is left of a wait that began when the entries heard of their answer that were asked for together: so
+    /// they are due together again.
+    fn left_of(&self, wait: Duration) -> Duration {
+        self.pace.map_or(wait, |pace| wait.saturating_sub(pace.told.elapsed()))
     }
 
     /// Notes an answer that is not stored because it is old, as the lease ends. The upstream works, so failures before
@@ -164,17 +178,17 @@ fn bounded(reason: &str) -> String {
     format!("{input}{}", excerpt(why, LONGEST_REASON))
 }
 
-/// Counts a failure of a fetch that began at `start`; returns the wait before the retry.
+/// Counts a failure of a fetch that began at `start`; returns the wait before the retry, by a random number from 0 to 1.
 ///
 /// A fetch that an invalidation brings before the retry's time is none of the job's attempts, and leaves that time as
 /// it is. A retry that is later than any can be was noted by a clock that ran ahead.
-fn count_failure(last_attempt: &mut LastAttempt, start: RedisTime) -> Duration {
+fn count_failure(last_attempt: &mut LastAttempt, start: RedisTime, draw: f64) -> Duration {
     let left = last_attempt.retry.saturating_since(start);
     if last_attempt.failures > 0 && !left.is_zero() && left <= RETRY_PLAUSIBLE {
         return left;
     }
     last_attempt.failures = last_attempt.failures.saturating_add(1);
-    let wait = retry_after(last_attempt.failures);
+    let wait = retry_at_pace(last_attempt.failures, draw);
     last_attempt.retry = start + wait;
     wait
 }

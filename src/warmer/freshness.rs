@@ -85,8 +85,13 @@ pub(super) fn known(job: &Job, lease: &Lease) -> Option<Validators> {
 /// Returns the wait before the next try: full jitter under an exponential ceiling, which is [`FIRST_RETRY`] at first
 /// (AWS Architecture Blog, "Exponential Backoff And Jitter").
 pub(crate) fn retry_after(failures: u32) -> Duration {
+    retry_at_pace(failures, rand::random())
+}
+
+/// Returns such a wait by a random number from 0 to 1.
+pub(super) fn retry_at_pace(failures: u32, draw: f64) -> Duration {
     let ceiling = FIRST_RETRY.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16)));
-    ceiling.min(LONGEST_RETRY).mul_f64(rand::random_range(0.1..=1.0))
+    ceiling.min(LONGEST_RETRY).mul_f64(0.1 + 0.9 * draw)
 }
 
 /// Returns the wait of an entry for which no try soon can do better.
@@ -96,8 +101,13 @@ pub(super) fn longest_retry() -> Duration {
 
 /// Returns a wait a little longer than `wait`, so that entries that wait for the same event do not come back together.
 pub(super) fn jitter(wait: Duration) -> Duration {
-    let spread = wait.min(Duration::from_secs(120)).mul_f64(rand::random_range(0.0..=0.25));
-    wait + spread + Duration::from_millis(rand::random_range(0..50))
+    jitter_at_pace(wait, rand::random())
+}
+
+/// Returns such a wait by a random number from 0 to 1.
+pub(super) fn jitter_at_pace(wait: Duration, draw: f64) -> Duration {
+    let spread = wait.min(Duration::from_secs(120)).mul_f64(0.25 * draw);
+    wait + spread + Duration::from_millis(50).mul_f64(draw)
 }
 
 impl Warmer {

@@ -9,7 +9,8 @@ use redis::RedisResult;
 use tracing::warn;
 
 use super::INPUT_WAIT;
-use super::attempt::{Attempt, Ending, Step, Stop};
+use super::attempt::{Attempt, Step, Stop};
+use super::ending::Ending;
 use super::round::Round;
 use crate::agenda::Next;
 use crate::entry::{Outcome, Recheck};

@@ -9,7 +9,8 @@ use std::time::Duration;
 use redis::RedisResult;
 use serde_json::{Map, Value};
 
-use super::attempt::{Attempt, Ending, Step, Stop};
+use super::attempt::{Attempt, Step, Stop};
+use super::ending::Ending;
 use super::freshness::{PAUSES, after_patience};
 use super::recheck::with_recheck;
 use super::round::Round;

@@ -9,8 +9,11 @@
 //! On failure: an entry that a crash or an outage of Redis keeps from its end is due again when its claim runs out.
 
 mod absence;
+mod admission;
 mod attempt;
+mod bulk;
 mod commit;
+mod ending;
 mod failure;
 mod fetch;
 mod finisher;
@@ -37,7 +40,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, debug_span, warn};
 
-use attempt::Ending;
+use bulk::Gatherers;
+use ending::Ending;
 pub(crate) use failure::USED_UP;
 pub use finisher::Finisher;
 pub(crate) use freshness::retry_after;
@@ -116,6 +120,8 @@ pub struct Warmer {
     agenda: Agenda,
     sources: Sources,
     gates: BTreeMap<UpstreamName, Arc<Gate>>,
+    /// The groups of entries that are asked for together.
+    gatherers: Gatherers,
     telemetry: Telemetry,
     popularity: Popularity,
     finished: mpsc::UnboundedSender<(JobName, Finished, Option<LastOutcome>)>,
@@ -150,12 +156,14 @@ impl Warmer {
         let finisher = Finisher::new(agenda.clone(), ends, usage.clone());
         let admission_wait = freshness::admission_wait(claim);
         let (suspect, in_flight) = (Arc::default(), Arc::default());
+        let gatherers = bulk::gatherers(&jobs, &sources, &gates, &drain);
         let warmer = Self {
             jobs,
             store,
             agenda,
             sources,
             gates,
+            gatherers,
             telemetry,
             popularity,
             finished,
@@ -170,7 +178,7 @@ impl Warmer {
     }
 
     /// Returns a warmer over other connections that shares its entries in flight, its gates and its finisher with this
-    /// one.
+    /// one. It brings its entries together by themselves, since connections belong to the threads that make them.
     pub fn with_connections(
         &self,
         store: Store,
@@ -182,6 +190,7 @@ impl Warmer {
             jobs: Arc::clone(&self.jobs),
             store,
             agenda,
+            gatherers: bulk::gatherers(&self.jobs, &sources, &self.gates, &self.drain),
             sources,
             gates: self.gates.clone(),
             telemetry: self.telemetry.clone(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tracing::debug;
 
-use super::attempt::Ending;
+use super::ending::Ending;
 use super::{Running, Warmer};
 use crate::agenda::Next;
 use crate::entry::{Outcome, Priority};

@@ -5,9 +5,9 @@ use std::time::Duration;
 use redis::RedisError;
 use tracing::debug;
 
-use super::attempt::Ending;
+use super::ending::Ending;
 use super::failure::USED_UP;
-use super::freshness::retry_after;
+use super::freshness::retry_at_pace;
 use super::{Running, Warmer};
 use crate::agenda::Next;
 use crate::entry::Outcome;
@@ -44,14 +44,15 @@ impl Warmer {
         ending
     }
 
-    /// Keeps the old value of an entry that could not be fetched until the next try, as long as its job allows.
-    pub(super) async fn keep_stale(&self, job: &Job, entry: &Running, mut ending: Ending) -> Ending {
+    /// Keeps the old value of an entry that could not be fetched until the next try, as long as its job allows. `draw`
+    /// is a random number from 0 to 1.
+    pub(super) async fn keep_stale(&self, job: &Job, entry: &Running, mut ending: Ending, draw: f64) -> Ending {
         if job.warm.stale_if_error.is_zero() || !matches!(ending.outcome, Outcome::Failed | Outcome::Deferred) {
             return ending;
         }
         let wait = match &ending.next {
             Next::In(wait) | Next::Aside(wait) => *wait,
-            Next::Dead(reason) if reason.starts_with(USED_UP) => retry_after(ending.failures),
+            Next::Dead(reason) if reason.starts_with(USED_UP) => retry_at_pace(ending.failures, draw),
             // Such a try may cost money, and fails again: there is none, and the old value stays as long as it may.
             Next::Dead(_) => job.ttl + job.warm.stale_if_error,
             _ => return ending,

@@ -15,6 +15,7 @@ use crate::redis::Connection;
 use crate::redis::server::Server;
 use crate::store::{Fresh, LastAttempt, Lease, Leased, Removal, SUSPECT_CRASHES, Stamp};
 
+mod bulk;
 mod wakes;
 
 /// Longer than a test lasts: what is not given back stays.
@@ -172,6 +173,9 @@ async fn jobs(http: &mut JoinSet<()>, asked: mpsc::UnboundedSender<oneshot::Send
         let text = format!("key = \"{job}:{{name}}\"\nttl = \"1h\"\n{head}\n{tables}\n{source}");
         files.push((format!("{job}.toml"), text));
     }
+    let many = "key = \"many:{name}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nupstream = \"up\"\npath = \"/?names={{ \
+                entries | map(attribute='name') | join(',') }}\"\nbulk = 10\n";
+    files.push(("many.toml".to_owned(), many.to_owned()));
     let mut jobs = Jobs::parse(&files, LONG, &|_| None).unwrap();
     for job in jobs.jobs.values_mut() {
         let Source::Http(source) = &mut Arc::make_mut(job).sources[0] else { panic!("it is one") };

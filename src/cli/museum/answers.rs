@@ -3,7 +3,7 @@
 use super::collection::Collection;
 use super::ledger::{Answered, Endpoint, Ledger};
 use super::{Latency, Options, SLOWER, story};
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, Query, RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -125,6 +125,7 @@ impl Hall {
 
 pub(super) fn routes(hall: Arc<Hall>) -> Router {
     Router::new()
+        .route("/artworks", get(artworks))
         .route("/artworks/{name}", get(artwork).post(edit).put(edit))
         .route("/artworks/{name}/image", get(image))
         .route("/artworks/{name}/similar", get(similar))
@@ -140,6 +141,26 @@ pub(super) fn routes(hall: Arc<Hall>) -> Router {
 
 async fn artwork(State(hall): State<Arc<Hall>>, Path(name): Path<String>, asked: HeaderMap) -> Response {
     about(&hall, Endpoint::Artwork, &name, &asked).await
+}
+
+/// Answers for many artworks at once. Those that are not known are left out.
+async fn artworks(State(hall): State<Arc<Hall>>, RawQuery(query): RawQuery) -> Response {
+    let query = query.unwrap_or_default();
+    let names = url::form_urlencoded::parse(query.as_bytes()).filter(|(field, _)| field == "name");
+    let works = names.filter_map(|(_, name)| hall.collection.artwork(&name));
+    let works: Vec<_> = works.map(|work| (work, work.shown())).collect();
+    if let Err(response) = hall.wait(Endpoint::Artwork).await {
+        return response;
+    }
+    let described = works.into_iter().map(|(work, (version, last))| {
+        if version < last {
+            hall.ledger.count_outdated(Endpoint::Artwork, work.title, version, last);
+        }
+        hall.collection.describe(work, version)
+    });
+    let data: Vec<Value> = described.collect();
+    hall.ledger.count(Endpoint::Artwork, Answered::Fully);
+    Json(json!({ "data": data })).into_response()
 }
 
 async fn image(State(hall): State<Arc<Hall>>, Path(name): Path<String>, asked: HeaderMap) -> Response {

@@ -8,6 +8,7 @@
 //! | request | answer |
 //! |---|---|
 //! | `GET /artworks/{name}` | `{"data": {"title", "artist", "year", …, "description", "version"}}` |
+//! | `GET /artworks?name=…&name=…` | `{"data": [{"title", …}, …]}`: those of these works that there are |
 //! | `GET /artworks/{name}/image` | `{"data": {"title", "image_id", "url", …, "version"}}` |
 //! | `GET /artworks/{name}/similar` | `{"data": [{"title", "artist", …, "version"}]}`; the requested work's version |
 //! | `POST` or `PUT /artworks/{name}` | edits it: `{"name", "version"}` |

@@ -1,4 +1,7 @@
 use super::*;
+use crate::entry::EntryKey;
+use crate::job::{Jobs, Params};
+use crate::source::{Answer, Ask, Sources};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
@@ -41,6 +44,17 @@ async fn every_name_on_the_lists_has_its_pages() {
     }
     let three = json(&client, &format!("{}/popular?limit=3", museum.url())).await;
     assert_eq!(three["names"].as_array().unwrap().len(), 3);
+    museum.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn many_artworks_are_answered_for_at_once() {
+    let (museum, client) = open(Options::instant()).await;
+    let (first, last) = (museum.names().remove(0), museum.names().pop().unwrap());
+    let [one, other] = [&first, &last].map(|name| utf8_percent_encode(name, NON_ALPHANUMERIC));
+    let answer = json(&client, &format!("{}/artworks?name={one}&name=nobody&name={other}", museum.url())).await;
+    let titles: Vec<&Value> = answer["data"].as_array().unwrap().iter().map(|work| &work["title"]).collect();
+    assert_eq!(titles, [first.as_str(), last.as_str()]);
     museum.stop().await.unwrap();
 }
 
@@ -177,4 +191,29 @@ fn latencies_are_log_normal_within_their_range() {
     assert!((550..720).contains(&drawn[5000].as_millis()), "the median is the geometric mean: {:?}", drawn[5000]);
     assert_eq!(Latency::new((from, to), 0.0).unwrap().draw(), Duration::ZERO);
     assert!(Latency::new((to, from), 1.0).is_err());
+}
+
+#[tokio::test]
+async fn the_example_asks_for_all_labels_in_few_requests() {
+    let (museum, _) = open(Options::instant()).await;
+    let url = museum.url().to_owned();
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/bulk");
+    let env = |name: &str| (name == "MUSEUM_URL").then(|| url.clone());
+    let jobs = Jobs::load(&folder, Duration::from_secs(3_600), &env).unwrap();
+    let (job, sources, none) = (&jobs.jobs["artwork_label"], Sources::new(&jobs).unwrap(), serde_json::Map::new());
+    let fed = sources.feed(job).await.unwrap().entries;
+    let mut all: Vec<Params> = fed.iter().filter_map(|key| job.key.read(key)).collect();
+    all.sort();
+    for group in all.chunks(100) {
+        let entries: Vec<_> = group.iter().map(|params| (params, &none)).collect();
+        let request = sources.request_many(job, 0, &entries).unwrap();
+        assert!(!request.is_too_long(), "{} bytes", request.url_length());
+        let key = EntryKey::new(job.key.write(&group[0]).unwrap().as_str());
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        let ask = Ask { job, source: 0, key: &key, params: &group[0], inputs: &none, known: None, deadline };
+        let Answer::Value(label) = sources.fetch_among(&ask, group).await.unwrap() else { panic!("it has a value") };
+        assert_eq!(label.value()["title"], group[0]["artwork_name"]);
+    }
+    assert!(all.len() > 200, "{}", all.len());
+    museum.stop().await.unwrap();
 }

@@ -1,11 +1,12 @@
 //! `feed` of `[entries]`: where entries are asked for, and how an answer's items name them.
 
 use super::document::{Field, Table, short};
+use super::item::{check_placeholder, item};
+use super::pointer::pointer;
 use super::scope::Scope;
-use super::source::{Target, pointer, target};
-use super::spelling::has_names;
+use super::source::{Target, target};
 use super::upstreams::{Upstreams, size};
-use crate::job::{Feed, KeyPattern, Params, Template};
+use crate::job::{Feed, KeyPattern, Params};
 use std::collections::BTreeMap;
 
 /// The most combinations of constants that an item is crossed with.
@@ -18,7 +19,8 @@ pub(super) fn feed(field: &Field<'_>, key: Option<&KeyPattern>, upstreams: &Upst
     let select = table.field("select").and_then(|field| pointer(&field)).unwrap_or_default();
     let (item_field, with_field) = (table.field("item"), table.field("with"));
     let constants = with_field.as_ref().map(|field| constants(field, key)).unwrap_or_default();
-    let item = item_field.as_ref().map(|field| item(field, key, &constants)).unwrap_or_default();
+    let scope = Scope::environment().with_value();
+    let item = item_field.as_ref().map(|field| item(field, key, Some(&constants), &scope)).unwrap_or_default();
     let names = key.map(KeyPattern::names).unwrap_or_default();
     let gives_all = !names.is_empty() && names.iter().all(|name| constants.contains_key(name));
     if let Some(field) = with_field.as_ref().filter(|_| gives_all) {
@@ -36,49 +38,6 @@ pub(super) fn feed(field: &Field<'_>, key: Option<&KeyPattern>, upstreams: &Upst
     let with = with_field.as_ref().map_or_else(|| crossed(&constants), |field| bounded(field, &constants));
     let may_be_empty = may_be_empty.is_some();
     Some(Feed { upstream, url, select, item, with, next, next_param, max_bytes, may_be_empty })
-}
-
-/// Reads `item`: a template over an item for each placeholder that `with` does not give.
-fn item(
-    field: &Field<'_>,
-    key: Option<&KeyPattern>,
-    constants: &BTreeMap<String, Vec<String>>,
-) -> BTreeMap<String, Template> {
-    let Some(table) = field.table("`item`") else { return BTreeMap::new() };
-    let scope = Scope::environment().with_value();
-    let fields = table.all();
-    let mut item = BTreeMap::new();
-    for field in &fields {
-        if constants.contains_key(&field.name) {
-            field.doc.fault_with_help(
-                field.key.clone(),
-                format!("`{}` is in both `item` and `with`", field.name),
-                Some("keep one of them".to_owned()),
-            );
-        } else {
-            check_placeholder(field, key);
-        }
-        let Some(template) = field.template(&scope) else { continue };
-        if template.is_literal() {
-            field.fault_with_help(
-                format!("`{}` inserts nothing, so all items name the same: `{}`", field.name, short(template.source())),
-                "write a template over the item, such as \"{{ value.id }}\"; constants belong in `with`",
-            );
-        }
-        item.insert(field.name.clone(), template);
-    }
-    let is_given = |name: &String| constants.contains_key(name) || fields.iter().any(|field| field.name == *name);
-    let names = key.map(KeyPattern::names).unwrap_or_default();
-    let missing: Vec<String> = names.iter().filter(|name| !is_given(name)).map(|name| format!("`{name}`")).collect();
-    if let Some(first) = missing.first() {
-        let name = first.trim_matches('`');
-        field.doc.fault_with_help(
-            field.key.clone(),
-            format!("`item` has no {}", missing.join(", ")),
-            Some(format!("add {name} = \"{{{{ value.{name} }}}}\", or constants for it in `with`")),
-        );
-    }
-    item
 }
 
 /// Reads `with`: constants by placeholder. One that stands twice counts once.
@@ -108,15 +67,6 @@ fn constants(field: &Field<'_>, key: Option<&KeyPattern>) -> BTreeMap<String, Ve
         constants.insert(field.name, texts);
     }
     constants
-}
-
-fn check_placeholder(field: &Field<'_>, key: Option<&KeyPattern>) {
-    let Some(key) = key.filter(|key| !key.names().is_empty() && !key.names().contains(&field.name)) else { return };
-    field.doc.fault_with_help(
-        field.key.clone(),
-        format!("`{}` is no placeholder of the key `{key}`", field.name),
-        Some(has_names(key)),
-    );
 }
 
 /// Returns all combinations of the constants; a fault where they are too many.

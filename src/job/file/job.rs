@@ -74,7 +74,7 @@ pub(super) fn read<'a>(
     let version = version_field.as_ref().and_then(|field| field.text()?.template(&scope.with_value()));
     let sources = table
         .required("source", "[source] with kind = \"http\", upstream and path")
-        .map(|field| sources(&field, &scope, upstreams))
+        .map(|field| sources(&field, key.as_ref(), &scope, upstreams))
         .unwrap_or_default();
     if let Some(field) = &version_field
         && sources.iter().any(|source: &Source| source.properties().costs_money)

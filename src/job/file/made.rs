@@ -15,6 +15,8 @@ use crate::job::Job;
 
 /// The fields of a job file that its values are made from.
 const MADE_FROM: [&str; 5] = ["key", "source", "tags", "version", "inputs"];
+/// The fields of a source by which entries share requests: their values are the same.
+const SHARING: [&str; 2] = ["bulk", "wait"];
 /// The other fields that change how a job is kept warm.
 const OTHERS: [&str; 3] = ["ttl", "entries", "warm"];
 /// The fields of an upstream that answers depend on.
@@ -45,7 +47,18 @@ pub(super) fn digest(job: &Job, upstreams: &BTreeMap<String, String>) -> String 
 
 fn some_of(table: &DeTable<'_>, names: &[&str]) -> String {
     let found = names.iter().filter_map(|name| Some(((*name).to_owned(), canonical(table.get(*name)?.get_ref()))));
-    Value::Object(found.collect()).to_string()
+    let mut found: serde_json::Map<String, Value> = found.collect();
+    if let Some(source) = found.get_mut("source").and_then(Value::as_object_mut) {
+        let fallbacks = source.get_mut("fallback").and_then(Value::as_array_mut);
+        fallbacks.into_iter().flatten().filter_map(Value::as_object_mut).for_each(forget_sharing);
+        forget_sharing(source);
+    }
+    Value::Object(found).to_string()
+}
+
+/// Removes what tells how entries share requests.
+fn forget_sharing(source: &mut serde_json::Map<String, Value>) {
+    SHARING.iter().for_each(|name| _ = source.remove(*name));
 }
 
 /// Returns a value in a form that depends on its content alone.
@@ -90,6 +103,17 @@ mod tests {
         let jobs = Jobs::parse(&files, Duration::from_secs(60), &|_| Some(variable.to_owned())).unwrap();
         let job = &jobs.jobs["art"];
         (job.made.clone(), job.parts.clone())
+    }
+
+    #[test]
+    fn the_number_of_entries_in_a_request_changes_no_digest() {
+        let fallback = "fallback = [{ kind = \"http\", url = \"http://b/{{ entries }}\", bulk = 2 }]\n";
+        let art = ART.replace("/{{ name }}\"", "/{{ entries | length }}\"\nbulk = 100\nwait = \"1ms\"") + fallback;
+        let (made, _) = read(&art, MUSEUM, "http://a");
+        for (from, to) in [("= 100", "= 50"), ("1ms", "2ms"), ("wait = \"1ms\"", ""), ("bulk = 2 ", "bulk = 3 ")] {
+            assert_eq!(read(&art.replace(from, to), MUSEUM, "http://a").0, made, "{to}");
+        }
+        assert_ne!(read(&art.replace("bulk = 100", "bulk = 100\nitems = \"/a\""), MUSEUM, "http://a").0, made);
     }
 
     #[test]

@@ -9,6 +9,10 @@ pub(super) struct Scope {
     placeholders: BTreeSet<String>,
     inputs: BTreeSet<String>,
     value: bool,
+    /// The item's name in an object of items.
+    name: bool,
+    /// The entries of a request for many, instead of placeholders and inputs.
+    entries: bool,
     /// The key or the inputs are at fault themselves, so that any name may be right.
     any: bool,
 }
@@ -45,6 +49,16 @@ impl Scope {
         Self { value: true, ..self.clone() }
     }
 
+    /// Returns the scope of an item of an answer: `value`, and its `name`.
+    pub(super) fn item() -> Self {
+        Self { value: true, name: true, ..Self::default() }
+    }
+
+    /// Returns the scope of a request for many entries: `entries` instead of the placeholders and the inputs.
+    pub(super) fn of_many(&self) -> Self {
+        Self { entries: true, ..self.clone() }
+    }
+
     /// Returns whether `a.b.c` may be used; the variable's name where it is one of the environment.
     pub(super) fn check<'n>(&self, name: &'n str) -> Result<Option<&'n str>, (String, String)> {
         let (top, rest) = name.split_once('.').map_or((name, None), |(top, rest)| (top, Some(rest)));
@@ -54,7 +68,11 @@ impl Scope {
                 ("`env` must be followed by the name of one variable".to_owned(), "write `{{ env.NAME }}`".to_owned())
             });
         }
-        if self.any || self.inputs.contains(top) || (self.value && top == "value") {
+        if self.entries {
+            return if top == "entries" { Ok(None) } else { Err(self.not_of_many(top)) };
+        }
+        let is_of_answer = self.value && top == "value" || self.name && top == "name";
+        if self.any || self.inputs.contains(top) || is_of_answer {
             return Ok(None);
         }
         if self.placeholders.contains(top) {
@@ -67,9 +85,8 @@ impl Scope {
             };
         }
         let mut known: Vec<&str> = self.placeholders.iter().chain(&self.inputs).map(String::as_str).collect();
-        if self.value {
-            known.push("value");
-        }
+        known.extend(self.value.then_some("value"));
+        known.extend(self.name.then_some("name"));
         let mut help = match known.as_slice() {
             [] => "only `env.NAME` may be used here".to_owned(),
             known => format!("known here: {} and env.NAME", known.join(", ")),
@@ -78,7 +95,23 @@ impl Scope {
             help = format!("did you mean `{close}`? {help}");
         } else if top == "value" {
             help = format!("there is no answer yet where this stands; {help}");
+        } else if top == "entries" && !self.value {
+            help = format!("`entries` is the list of a source with `bulk`; {help}");
         }
         Err((format!("`{top}` is not defined"), help))
+    }
+
+    /// Returns the fault of a name in a request for many entries, and the remedy.
+    fn not_of_many(&self, name: &str) -> (String, String) {
+        let known = "known here: entries and env.NAME";
+        let help = if self.placeholders.contains(name) || self.inputs.contains(name) {
+            format!(
+                "one request asks for many entries: write `{{{{ entries | map(attribute='{name}') | join(',') }}}}`, or \
+                 loop over `entries`; {known}"
+            )
+        } else {
+            known.to_owned()
+        };
+        (format!("`{name}` is not defined"), help)
     }
 }

@@ -1,13 +1,14 @@
 //! `[source]` and its fallbacks: what is asked for, and where.
 
+use super::bulk::{bulk, check_entries};
 use super::document::{Field, Table, Text, short};
+use super::pointer::pointer;
 use super::scope::Scope;
 use super::spelling::closest;
 use super::upstreams::{Base, Upstreams, check_header_names, checked_url, header_value_fault};
 use crate::entry::UpstreamName;
 use crate::job::template::is_dot_segment;
-use crate::job::{AiFormat, AiSource, ComposeSource, HttpSource, Source, Template};
-use jsonptr::PointerBuf;
+use crate::job::{AiFormat, AiSource, ComposeSource, HttpSource, KeyPattern, Source, Template};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -20,7 +21,7 @@ const MOST_FALLBACKS: usize = 10;
 const MAX_TOKENS: RangeInclusive<u64> = 1..=1_000_000;
 
 /// Fields that say what a server is asked, how its answer is read, and its limits.
-const ASKING: [&str; 20] = [
+const ASKING: [&str; 25] = [
     "url",
     "upstream",
     "path",
@@ -28,6 +29,11 @@ const ASKING: [&str; 20] = [
     "body",
     "select",
     "accept",
+    "bulk",
+    "items",
+    "item",
+    "absent",
+    "wait",
     "model",
     "system",
     "prompt",
@@ -50,11 +56,16 @@ pub(super) struct Target {
 }
 
 /// The source and its fallbacks, in the order they are tried.
-pub(super) fn sources(field: &Field<'_>, scope: &Scope, upstreams: &Upstreams) -> Vec<Source> {
+pub(super) fn sources(
+    field: &Field<'_>,
+    key: Option<&KeyPattern>,
+    scope: &Scope,
+    upstreams: &Upstreams,
+) -> Vec<Source> {
     let Some(table) = field.table("[source]") else { return Vec::new() };
     let mut sources: Vec<Source> = Vec::new();
     let fallbacks = table.field("fallback");
-    sources.extend(source(table, scope, upstreams));
+    sources.extend(source(table, key, scope, upstreams));
     let Some((fallbacks, items)) = fallbacks.and_then(|field| field.items().map(|items| (field, items))) else {
         return sources;
     };
@@ -63,13 +74,13 @@ pub(super) fn sources(field: &Field<'_>, scope: &Scope, upstreams: &Upstreams) -
     }
     for item in items {
         if let Some(table) = item.table("a fallback") {
-            sources.extend(source(table, scope, upstreams));
+            sources.extend(source(table, key, scope, upstreams));
         }
     }
     sources
 }
 
-fn source(table: Table<'_>, scope: &Scope, upstreams: &Upstreams) -> Option<Source> {
+fn source(table: Table<'_>, key: Option<&KeyPattern>, scope: &Scope, upstreams: &Upstreams) -> Option<Source> {
     let kind = table.required("kind", "kind = \"http\"")?;
     let text = kind.filled()?;
     let written = text.value.as_str();
@@ -81,7 +92,7 @@ fn source(table: Table<'_>, scope: &Scope, upstreams: &Upstreams) -> Option<Sour
     }
     // A misspelt kind hides no other fault of its table.
     let source = match meant? {
-        "http" => http(&table, scope, upstreams).map(|source| Source::Http(Box::new(source))),
+        "http" => http(&table, key, scope, upstreams).map(|source| Source::Http(Box::new(source))),
         "ai" => ai(&table, scope, upstreams).map(|source| Source::Ai(Box::new(source))),
         _ => compose(&table, scope).map(|source| Source::Compose(Box::new(source))),
     };
@@ -89,16 +100,26 @@ fn source(table: Table<'_>, scope: &Scope, upstreams: &Upstreams) -> Option<Sour
     source
 }
 
-fn http(table: &Table<'_>, scope: &Scope, upstreams: &Upstreams) -> Option<HttpSource> {
+fn http(table: &Table<'_>, key: Option<&KeyPattern>, scope: &Scope, upstreams: &Upstreams) -> Option<HttpSource> {
     let answered = scope.with_value();
-    let target = target(table, scope, upstreams, None);
-    let headers = table.field("headers").map(|field| headers(&field, scope)).unwrap_or_default();
-    let body = table.field("body").and_then(|field| field.shape(scope));
+    let bulk_field = table.field("bulk");
+    let asked = if bulk_field.is_some() { scope.of_many() } else { scope.clone() };
+    let target = target(table, &asked, upstreams, None);
+    let headers = table.field("headers").map(|field| headers(&field, &asked)).unwrap_or_default();
+    let body = table.field("body").and_then(|field| field.shape(&asked));
     let select = table.field("select").and_then(|field| pointer(&field)).unwrap_or_default();
     let accept = table.field("accept").and_then(|field| accept(&field, &answered));
     let value = table.field("value").and_then(|field| field.shape(&answered));
+    let bulk = bulk(table, bulk_field.as_ref(), key);
     let Target { upstream, url } = target?;
-    Some(HttpSource { upstream, url, headers, body, select, accept, value })
+    let url = match &bulk_field {
+        Some(field) => {
+            check_entries(field, &url, body.as_ref());
+            url.of_many().ok()?
+        }
+        None => url,
+    };
+    Some(HttpSource { upstream, url, headers, body, select, accept, value, bulk })
 }
 
 fn ai(table: &Table<'_>, scope: &Scope, upstreams: &Upstreams) -> Option<AiSource> {
@@ -211,27 +232,6 @@ fn accept(field: &Field<'_>, scope: &Scope) -> Option<Template> {
         return None;
     }
     Some(template)
-}
-
-pub(super) fn pointer(field: &Field<'_>) -> Option<PointerBuf> {
-    let text = field.plain()?;
-    match PointerBuf::parse(text.value.as_str()) {
-        Ok(pointer) => Some(pointer),
-        Err(_) if !text.value.starts_with('/') => {
-            text.fault_with_help(
-                format!("`{}` is no JSON Pointer: it does not begin with `/`", text.value),
-                &format!("write \"/{}\"", text.value.trim_start_matches("$.").replace('.', "/")),
-            );
-            None
-        }
-        Err(_) => {
-            text.fault_with_help(
-                format!("`{}` is no JSON Pointer: `~` stands alone", text.value),
-                "write `~0` for `~` and `~1` for `/` in a name (RFC 6901)",
-            );
-            None
-        }
-    }
 }
 
 pub(super) fn target(

@@ -56,6 +56,8 @@ impl AiSource {
             may_hold_unasked: true,
             // Each fetch is paid for, so one from an input's old value would be wasted.
             waits_for_inputs: true,
+            at_once: 1,
+            gathers: None,
             saves: |tokens| Usage { tokens_saved: tokens, calls_saved: 1, ..Usage::default() },
         }
     }
@@ -70,6 +72,7 @@ impl AiSource {
             system: self.system.as_ref(),
             prompt: Some(&self.prompt),
             value: None,
+            is_bulk: false,
         }
     }
 }

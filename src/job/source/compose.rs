@@ -20,6 +20,8 @@ impl ComposeSource {
             may_hold_unasked: false,
             // All of its content is in its inputs, so an old input answers no invalidation.
             waits_for_inputs: true,
+            at_once: 1,
+            gathers: None,
             saves: |_| Usage::default(),
         }
     }
@@ -34,6 +36,7 @@ impl ComposeSource {
             system: None,
             prompt: None,
             value: Some(&self.value),
+            is_bulk: false,
         }
     }
 }

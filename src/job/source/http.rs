@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Outline, Properties};
+use super::{Bulk, Outline, Properties};
 use crate::entry::{UpstreamName, Usage};
 use crate::job::{Shape, Template};
 
@@ -23,6 +23,9 @@ pub struct HttpSource {
     pub accept: Option<Template>,
     /// The stored value, built from `value`, the selected part; if absent, the selected part as it is.
     pub value: Option<Shape>,
+    /// One request is made for many entries. URL, headers and body are then made from the list `entries`, and `select`,
+    /// `accept` and `value` apply to each item of the answer.
+    pub bulk: Option<Bulk>,
 }
 
 impl HttpSource {
@@ -33,6 +36,8 @@ impl HttpSource {
             costs_money: false,
             may_hold_unasked: false,
             waits_for_inputs: false,
+            at_once: self.bulk.as_ref().map_or(1, |bulk| bulk.size),
+            gathers: self.bulk.as_ref().map(|bulk| bulk.wait),
             saves: |_| Usage { not_modified: 1, ..Usage::default() },
         }
     }
@@ -48,6 +53,7 @@ impl HttpSource {
             system: None,
             prompt: None,
             value: None,
+            is_bulk: self.bulk.is_some(),
         }
     }
 }

@@ -14,14 +14,17 @@
 //! 5. In `docs/sources.md` and `docs/jobs.md`: its row and its fields.
 
 mod ai;
+mod bulk;
 mod compose;
 mod http;
 
 pub use ai::{AiFormat, AiSource};
+pub use bulk::{Absent, Bulk};
 pub use compose::ComposeSource;
 pub use http::HttpSource;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::{Shape, Template};
 use crate::entry::{UpstreamName, Usage};
@@ -50,6 +53,11 @@ pub struct Properties<'a> {
     pub may_hold_unasked: bool,
     /// An entry waits for an input that was invalidated: a fetch before the input's would be repeated after it.
     pub waits_for_inputs: bool,
+    /// The most entries that one request asks for.
+    pub at_once: usize,
+    /// The longest wait of an entry that is due alone for others to be asked for with it; `None` if each is asked for
+    /// by itself.
+    pub gathers: Option<Duration>,
     /// Returns what an unchanged value saved whose fetch cost this many tokens.
     pub saves: fn(u64) -> Usage,
 }
@@ -73,6 +81,8 @@ pub struct Outline<'a> {
     pub prompt: Option<&'a Template>,
     /// The value of a source that asks no server.
     pub value: Option<&'a Shape>,
+    /// URL, headers and body are made from the list `entries`.
+    pub is_bulk: bool,
 }
 
 impl Source {

@@ -7,7 +7,7 @@
 //! One gap remains: the engine lets `*` make a text of 100 MB.
 
 use super::scan::{self, Role, Word};
-use super::{MAX_DEPTH, MAX_OUTPUT, TemplateError};
+use super::{MAX_DEPTH, MAX_OUTPUT, TemplateError, URL_OF_MANY, joined};
 use minijinja::value::{Rest, Value, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, filters};
 
@@ -53,6 +53,9 @@ pub(super) fn tame(engine: &mut Environment<'static>) {
             if !fits(name, &args) {
                 let message = format!("the result of `{name}` would be too large");
                 return Err(Error::new(ErrorKind::InvalidOperation, message));
+            }
+            if name == "join" && state.name() == URL_OF_MANY {
+                joined::check(&args)?;
             }
             filter.call(state, &args)
         });

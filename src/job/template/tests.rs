@@ -17,11 +17,11 @@ fn url(source: &str, context: &Value) -> Result<String, String> {
 impl Template {
     /// Returns the template with one more function, for what no template can do.
     pub(crate) fn with_function(&self, name: &'static str, function: fn(String) -> bool) -> Self {
-        let Compiled { source, engine, expression, plain } = &*self.0;
+        let Compiled { source, engine, url, expression, plain } = &*self.0;
         let mut engine = engine.clone();
         engine.add_function(name, function);
         let (expression, plain) = (expression.clone(), plain.clone());
-        Self(Arc::new(Compiled { source: source.clone(), engine, expression, plain }))
+        Self(Arc::new(Compiled { source: source.clone(), engine, url, expression, plain }))
     }
 }
 
@@ -417,4 +417,21 @@ fn a_plain_url_is_what_the_engine_makes() {
         }
     }
     assert!(Template::parse("http://h/{{ a }}").unwrap().plain_url(&context).is_some());
+}
+
+#[test]
+fn entries_in_a_url_are_joined_only_if_they_are_told_apart() {
+    let context = json!({ "entries": [{ "id": "a b" }, { "id": "7" }], "names": ["a,b", "c"] });
+    for (source, url) in [
+        ("http://h/?ids={{ entries | map(attribute='id') | join(',') }}", "http://h/?ids=a%20b%2C7"),
+        ("http://h/?ids={{ entries | join(',', attribute='id') }}", "http://h/?ids=a%20b%2C7"),
+        ("http://h/?{% for entry in entries %}id={{ entry.id }}&{% endfor %}", "http://h/?id=a%20b&id=7&"),
+        ("http://h/?names={{ names | join('|') }}", "http://h/?names=a%2Cb%7Cc"),
+    ] {
+        assert_eq!(template(source).of_many().unwrap().render_url(&context).unwrap(), url, "{source}");
+    }
+    let joined = template("http://h/?names={{ names | join(',') }}");
+    let error = joined.of_many().unwrap().render_url(&context).unwrap_err();
+    assert!(error.starts_with("`a,b` contains `,`, by which a list in a URL is joined"), "{error}");
+    assert_eq!(joined.render_url(&context).unwrap(), "http://h/?names=a%2Cb%2Cc", "a slug is no list of entries");
 }

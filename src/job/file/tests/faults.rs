@@ -73,6 +73,53 @@ pub(super) fn cases() -> &'static [(Change, &'static [&'static str])] {
             ],
         ),
         (
+            Append("items = \"/data\"\nitem = { name = \"{{ value.id }}\" }\nabsent = \"gone\"\nwait = \"1s\"\n"),
+            &[
+                "6:1: `items` has no effect without `bulk` | add `bulk = 100`, the most entries in one request, or remove it",
+                "7:1: `item` has no effect without `bulk` | add `bulk = 100`, the most entries in one request, or remove it",
+                "8:1: `absent` has no effect without `bulk` | add `bulk = 100`, the most entries in one request, or remove it",
+                "9:1: `wait` has no effect without `bulk` | add `bulk = 100`, the most entries in one request, or remove it",
+            ],
+        ),
+        (
+            Replace("{{ name }}\"", "{{ name }}\"\nbulk = 100"),
+            &["5:30: `name` is not defined | one request asks for many entries: write \
+                 `{{ entries | map(attribute='name') | join(',') }}`, or loop over `entries`; known here: entries and \
+                 env.NAME"],
+        ),
+        (
+            Replace("{{ name }}\"", "{{ entries | length }}\"\nbulk = 1\nabsent = \"maybe\"\nwait = \"6s\""),
+            &[
+                "6:8: `bulk` (1) must be from 2 to 1000",
+                "7:10: `absent` is \"gone\" or \"failed\", not \"maybe\"",
+                "8:8: `wait` (6s) must be at most 5s",
+            ],
+        ),
+        (
+            Replace("{{ name }}\"", "all\"\nbulk = 10\nitem = { id = \"{{ value.id }}\", name = \"x\" }"),
+            &[
+                "6:1: neither the URL nor `body` has `entries`, so that a request does not say which entries it asks for | \
+                 write a list of them, such as \"/artworks?ids={{ entries | map(attribute='id') | join(',') }}\", or \
+                 remove `bulk`",
+                "7:10: `id` is no placeholder of the key `art:{name}` | the key has `name`",
+                "7:40: `name` inserts nothing, so all items name the same: `x` | write a template over the item, such as \
+                 \"{{ value.id }}\"",
+            ],
+        ),
+        (
+            Replace("{{ name }}", "{{ entries }}"),
+            &[
+                "5:30: `entries` is not defined | `entries` is the list of a source with `bulk`; known here: name and env.NAME",
+            ],
+        ),
+        (
+            Whole(
+                "key = \"art\"\n[source]\nkind = \"http\"\nurl = \"http://x/\"\nbody = { ids = \"{{ entries }}\" }\nbulk = 2\n",
+            ),
+            &["6:1: `bulk` asks for many entries, and a key without placeholders has one | remove it, or add a \
+                 placeholder to the key"],
+        ),
+        (
             Append("tags = [\"art\"]\n"),
             &["6:1: unknown field `tags` in [source] | `tags` belongs to the job itself: write it above the first \
                  line in brackets"],
@@ -234,7 +281,7 @@ pub(super) fn cases() -> &'static [(Change, &'static [&'static str])] {
             &[
                 r#"6:10: `$.data.x` is no JSON Pointer: it does not begin with `/` | write "/data/x""#,
                 r#"7:10: `accept` inserts nothing, so that it says the same of every answer: `value.ok` | write an expression in braces, such as "{{ value.error is undefined }}""#,
-                "8:1: unknown field `prompt` in [source] | known here: fallback, kind, url, upstream, path, headers, body, select, accept, value",
+                "8:1: unknown field `prompt` in [source] | known here: fallback, kind, bulk, url, upstream, path, headers, body, select, accept, value, items, item, absent, wait",
             ],
         ),
         (
@@ -264,7 +311,7 @@ pub(super) fn cases() -> &'static [(Change, &'static [&'static str])] {
                 "6:13: nothing says which server is asked | add `upstream`, a name from upstreams.toml, and `path`; or an absolute `url`",
                 r#"6:13: a fallback has no `model` | add one, such as model = "gpt-4o-mini""#,
                 r#"6:13: a fallback has no `prompt` | add one, such as prompt = "…""#,
-                "6:66: unknown field `fallback` in a fallback | known here: kind, url, upstream, path, headers, body, select, accept, value",
+                "6:66: unknown field `fallback` in a fallback | known here: kind, bulk, url, upstream, path, headers, body, select, accept, value, items, item, absent, wait",
                 "6:83: `fallback` must be a table, not an integer",
             ],
         ),

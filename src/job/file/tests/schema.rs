@@ -37,7 +37,12 @@ accept = "{{ value.ok }}"
 value = { title = "{{ value.title }}" }
 [[source.fallback]]
 kind = "http"
-url = "http://other.test/{{ name }}"
+url = "http://other.test/?ids={{ entries | map(attribute='name') | join(',') }}"
+bulk = 100
+items = "/data"
+item = { lang = "{{ value.lang }}", name = "{{ name }}" }
+absent = "failed"
+wait = "50ms"
 [entries]
 list = [{ lang = "tr", name = 7 }]
 popular = 5
@@ -150,6 +155,7 @@ const BEYOND: [(&str, &[&str]); 8] = [
             "`{% include %}` needs other templates",
             "the filter `path` is for URLs only",
             "the scheme and host of a URL must be known",
+            "neither the URL nor `body` has `entries`",
         ],
     ),
     ("a schema knows neither the environment nor the name of the file", &["environment variable", "named after its"]),
@@ -171,6 +177,7 @@ const BEYOND: [(&str, &[&str]); 8] = [
             "must be shorter than `ttl`",
             "must come before",
             "have the same times",
+            "a key without placeholders has one",
         ],
     ),
     ("a pattern compares no amounts", &["must be at least", "must be at most"]),
