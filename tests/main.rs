@@ -29,6 +29,7 @@ mod fleet;
 mod freshness;
 mod frozen;
 mod gone_guard;
+mod hit_rates;
 mod invalidation;
 mod lag;
 mod layout;

@@ -68,6 +68,11 @@ async fn set_gauges(parts: &Parts, census: Option<&Census>) {
                     holding: Some(status.gone_guard.is_some_and(|guard| guard.is_holding())),
                     warmed_up: status.warmed_up_ms,
                     usage: Some(status.usage),
+                    reads: status
+                        .reads
+                        .as_ref()
+                        .and_then(|reads| reads.all)
+                        .map(|all| [all.hits, all.misses, all.stale]),
                 };
                 metrics::set_job(&job.name, gauges);
             }

@@ -18,6 +18,7 @@ mod names;
 mod outdated;
 mod pause;
 mod plan;
+pub mod reads;
 pub mod status;
 mod wanted;
 mod warm;

@@ -11,6 +11,7 @@ use crate::entry::LastOutcome;
 use crate::entry::duration;
 use crate::entry::{Outcome, Usage};
 use crate::job::{KnownJob, KnownJobs, KnownUpstream};
+use crate::ops::reads::{self, ReportedReads};
 use crate::ops::{Census, FleetStatus, RefusedReload};
 use crate::popularity::FeedState;
 use crate::protocol::Keys;
@@ -82,6 +83,8 @@ pub struct JobStatus {
     /// Tokens and requests spent and saved since then.
     #[serde(rename = "spending")]
     pub usage: Usage,
+    /// Reads of its keys that services report; null if none are reported.
+    pub reads: Option<ReportedReads>,
     /// Its upstreams, the first choice first.
     pub upstreams: Vec<UpstreamStatus>,
     /// The last outcome.
@@ -282,6 +285,7 @@ pub async fn of_job(
         .query_async(&mut redis)
         .await?;
     let gone_guard = there(GoneGuard::read(&mut redis, keys, &job.name, now).await)?;
+    let reads = there(reads::reported(&redis, keys, &job.name).await)?;
     let due: u64 = [there(scheduled)?, there(high)?, there(bulk)?].into_iter().sum();
     let (in_flight, dead, next) = (there(in_flight)?, there(dead)?, there(next)?);
     let (paused_ms, stats) = (there(paused_ms)?, there(stats)?);
@@ -317,6 +321,7 @@ pub async fn of_job(
         dead,
         outcomes,
         usage,
+        reads,
         upstreams: Vec::new(),
         last,
         faults,

@@ -113,6 +113,7 @@ impl Keys {
             | "frequencies-next"
             | "dead-reasons"
             | "stats"
+            | "reported"
             | "gone"
             | "limit"
             | "budget"
@@ -125,7 +126,7 @@ impl Keys {
             | "{suspect}:dealt"
             | "jobs"
             | "list" => Some("hash"),
-            "inbox" => Some("stream"),
+            "inbox" | "minutes" => Some("stream"),
             _ if kind.starts_with("refused:") => Some("string"),
             _ => kind.starts_with("fetched:").then_some("hash"),
         }
@@ -253,7 +254,7 @@ impl Keys {
     }
 
     /// Returns all keys of a job in its own slot, [`Keys::unknown`] first.
-    pub fn all_of(&self, job: &JobName) -> [String; 13] {
+    pub fn all_of(&self, job: &JobName) -> [String; 15] {
         let [frequencies, next_frequencies] = self.frequencies(job);
         [
             self.unknown(job),
@@ -269,6 +270,8 @@ impl Keys {
             self.stats(job),
             self.gone(job),
             self.list(job),
+            self.reported(job),
+            self.minutes(job),
         ]
     }
 
@@ -340,6 +343,16 @@ impl Keys {
     /// A job's guard against removals: a hash with a TTL, see [`crate::store::GoneGuard`].
     pub fn gone(&self, job: &JobName) -> String {
         format!("{}:gone:{{{job}}}", self.prefix)
+    }
+
+    /// The reads of a job's keys that services report: a hash, see [`crate::cache`].
+    pub fn reported(&self, job: &JobName) -> String {
+        format!("{}:reported:{{{job}}}", self.prefix)
+    }
+
+    /// The minute figures of a job: a stream of sums, see `ops::reads`.
+    pub fn minutes(&self, job: &JobName) -> String {
+        format!("{}:minutes:{{{job}}}", self.prefix)
     }
 
     /// The next warmup of each job: a sorted set, member = job, score = the tick (ms) or, while a tick is expanded,

@@ -8,12 +8,14 @@
 //! - `UpstreamMonitor` reads the state of upstreams, and brings forward what one that opened early had deferred.
 //! - `Sweeper` drops dead entries from tags and guards; [`JobCleaner`] drops what is kept of removed jobs.
 //! - `Describer` publishes what commands need to know of this worker's jobs.
+//! - `Recorder` keeps minute figures of reads.
 //! - `KeyRights` tells when the Redis user may not use a job's keys.
 
 mod describer;
 mod eviction_monitor;
 mod job_cleaner;
 mod key_rights;
+mod recorder;
 mod remaker;
 mod rescuer;
 mod restart_monitor;
@@ -28,6 +30,7 @@ pub(super) use eviction_monitor::EvictionMonitor;
 pub(super) use job_cleaner::SWEEPS;
 pub use job_cleaner::{JobCleaner, ROUNDS};
 pub(super) use key_rights::KeyRights;
+pub(super) use recorder::{ROUND as RECORDED, Recorder};
 pub(super) use remaker::Remaker;
 pub use rescuer::{Rescuer, id};
 pub(super) use restart_monitor::RestartMonitor;
