@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::support::{JobsFolder, Reply, TestRedis, Upstream, eventually, listening, worker};
+use crate::support::{JobsFolder, Reply, TestRedis, Upstream, eventually, http_get, listening, worker};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
@@ -145,7 +145,7 @@ async fn the_node_api_reads_and_reports_what_it_found() {
     let line = log.next_line().await.unwrap().expect("it says where it listens");
     let url = line.strip_prefix("listening on ").unwrap();
     let ask = async || {
-        let answer = reqwest::get(format!("{url}/artworks/Mona%20Lisa")).await.unwrap();
+        let answer = http_get(&format!("{url}/artworks/Mona%20Lisa")).await;
         let cache = answer.headers()["x-cache"].to_str().unwrap().to_owned();
         (cache, answer.text().await.unwrap())
     };

@@ -1,7 +1,7 @@
 //! Hit rates of jobs, of the reads that services report.
 use std::time::Duration;
 
-use crate::support::{Art, Parts, TestRedis, WorkerProcess, both, eventually, job, samovar, talkative};
+use crate::support::{Art, Parts, TestRedis, WorkerProcess, both, eventually, http_get, job, samovar, talkative};
 use samovar::cache::{Builder, Cache};
 use samovar::ops::reads::{Reads, reported, roll};
 use samovar::redis::RedisTime;
@@ -124,7 +124,7 @@ async fn a_cache_that_reports_nothing_leaves_no_count() {
 
 /// Returns the jobs; none before the worker is ready.
 async fn jobs(worker: &mut WorkerProcess) -> Vec<Value> {
-    let answer = reqwest::get(format!("{}/jobs", worker.http().await)).await.unwrap();
+    let answer = http_get(&format!("{}/jobs", worker.http().await)).await;
     if answer.status().is_success() { answer.json().await.unwrap() } else { Vec::new() }
 }
 
@@ -157,10 +157,10 @@ async fn reported_reads_are_shown_wherever_jobs_are() {
     }
     assert!(shown[0]["reads"]["as_of_ms"].as_i64() > shown[0]["reads"]["all"]["since_ms"].as_i64());
     assert_eq!(shown[1]["reads"], Value::Null);
-    let stats: Value = reqwest::get(format!("{http}/redis/stats")).await.unwrap().json().await.unwrap();
+    let stats: Value = http_get(&format!("{http}/redis/stats")).await.json().await.unwrap();
     assert_eq!((&stats["hit_rate"], &stats["jobs"][0]["hit_rate"]), (&json!(0.75), &json!(0.75)));
     assert_eq!(stats["jobs"][1]["hit_rate"], Value::Null);
-    let metrics = reqwest::get(format!("{http}/metrics")).await.unwrap().text().await.unwrap();
+    let metrics = http_get(&format!("{http}/metrics")).await.text().await.unwrap();
     for line in ["hits_total{job=\"art\"} 30", "misses_total{job=\"art\"} 10", "stale_hits_total{job=\"art\"} 2"] {
         assert!(metrics.contains(&format!("\nsamovar_job_{line}\n")), "{line} in {metrics}");
     }

@@ -7,6 +7,7 @@ mod support;
 mod admin;
 mod agenda;
 mod api_example;
+mod audits;
 mod cache;
 mod cache_outage;
 mod cache_service;

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::{Admin, Parts};
 use crate::ops::Census;
+use crate::ops::audit::AuditOutcome;
 use crate::ops::status::{self, UpstreamStatus};
 use crate::redis::SentinelStatus;
 use crate::telemetry::metrics::{self, Budget, JobGauges};
@@ -75,6 +76,10 @@ async fn set_gauges(parts: &Parts, census: Option<&Census>) {
                         .map(|all| [all.hits, all.misses, all.stale]),
                 };
                 metrics::set_job(&job.name, gauges);
+                if let Some(audits) = &status.audits {
+                    let counts = AuditOutcome::ALL.map(|outcome| (outcome.as_str(), audits.count(outcome)));
+                    metrics::set_audits(&job.name, counts);
+                }
             }
         }
         // Earlier values may be out of date.

@@ -18,6 +18,7 @@ use crate::entry::duration;
 use crate::entry::escape::escaped;
 use crate::entry::excerpt;
 use crate::job::{KnownJob, KnownJobs};
+use crate::ops::audit::LastDifferent;
 use crate::ops::reads::{Reads, ReportedReads, rate_text};
 use crate::ops::status::{self, JobStatus, Outdated, UpstreamStatus};
 use crate::ops::{Absent, AbsentPage, Ops, RefusedReload, still_waits};
@@ -226,6 +227,7 @@ fn tell_jobs(all: Vec<JobStatus>, now: RedisTime) -> Told {
         told.states.extend(feed(&status, now));
         told.states.extend(outdated(&status));
         told.states.extend(old(&status));
+        told.states.extend(audits(&status, now));
         told.states.extend(status.gone_guard.map(|guard| gone::state(&status.job, Some(&guard), now) + &lost(&status)));
         if let Some(since) = status.paused_ms {
             told.paused.push(format!("{} ({})", status.job, ago(since, now)));
@@ -354,6 +356,20 @@ fn usage(all: &[JobStatus], now: RedisTime) -> Option<Rows> {
         }
     }
     some.then_some(rows)
+}
+
+/// Returns what the freshness audits of a job found, if there were any.
+fn audits(status: &JobStatus, now: RedisTime) -> Option<String> {
+    let audits = status.audits.as_ref()?;
+    let mut text = audits.sentence(&status.job);
+    if let (Some(since), Some(last)) = (audits.since_ms, audits.last_ms) {
+        text.push_str(&format!(" Audited since {}, last {}.", ago(since, now), ago(last, now)));
+    }
+    if let Some(LastDifferent { key, outcome, at_ms, fetched_ms }) = &audits.last_different {
+        let (at, fetched) = (ago(*at_ms, now), ago(*fetched_ms, now));
+        text.push_str(&format!(" The last one out of date: {key} ({}, {at}, fetched {fetched}).", outcome.as_str()));
+    }
+    Some(text)
 }
 
 /// Returns a table of the jobs' hit rates, if services report the reads of any.

@@ -232,6 +232,8 @@ pub struct Warm {
     /// The share of the job's values, in per cent, that may be removed within a minute since the upstream says that
     /// they are gone; more are held back. `None` holds none back.
     pub gone_guard: Option<u8>,
+    /// The time between two freshness audits of the job; `None` for none.
+    pub audit: Option<Duration>,
 }
 
 impl Jobs {

@@ -2,6 +2,7 @@
 //!
 //! None of them needs a worker in the same process: all go through Redis.
 
+pub mod audit;
 mod budget;
 mod census;
 mod clear;

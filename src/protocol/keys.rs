@@ -114,6 +114,8 @@ impl Keys {
             | "dead-reasons"
             | "stats"
             | "reported"
+            | "audit"
+            | "audits"
             | "gone"
             | "limit"
             | "budget"
@@ -155,6 +157,7 @@ impl Keys {
             self.files(),
             self.remaker(),
             self.retrier(),
+            self.audits(),
             self.marker(),
             self.gap_detectors(),
             self.sweep_lock(),
@@ -254,7 +257,7 @@ impl Keys {
     }
 
     /// Returns all keys of a job in its own slot, [`Keys::unknown`] first.
-    pub fn all_of(&self, job: &JobName) -> [String; 15] {
+    pub fn all_of(&self, job: &JobName) -> [String; 16] {
         let [frequencies, next_frequencies] = self.frequencies(job);
         [
             self.unknown(job),
@@ -272,6 +275,7 @@ impl Keys {
             self.list(job),
             self.reported(job),
             self.minutes(job),
+            self.audit(job),
         ]
     }
 
@@ -353,6 +357,16 @@ impl Keys {
     /// The minute figures of a job: a stream of sums, see `ops::reads`.
     pub fn minutes(&self, job: &JobName) -> String {
         format!("{}:minutes:{{{job}}}", self.prefix)
+    }
+
+    /// The freshness audits that are asked for or due next: a hash, see `ops::audit`.
+    pub fn audits(&self) -> String {
+        format!("{}:audits", self.prefix)
+    }
+
+    /// What a job's freshness audits found: a hash.
+    pub fn audit(&self, job: &JobName) -> String {
+        format!("{}:audit:{{{job}}}", self.prefix)
     }
 
     /// The next warmup of each job: a sorted set, member = job, score = the tick (ms) or, while a tick is expanded,

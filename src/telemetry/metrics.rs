@@ -56,6 +56,7 @@ const NOT_MODIFIED: &str = "samovar_job_not_modified_total";
 const JOB_HITS: &str = "samovar_job_hits_total";
 const JOB_MISSES: &str = "samovar_job_misses_total";
 const JOB_STALE_HITS: &str = "samovar_job_stale_hits_total";
+const JOB_AUDITS: &str = "samovar_job_audits_total";
 const ANSWERS: &str = "samovar_upstream_answers_total";
 const RELOAD_REFUSED: &str = "samovar_reload_refused";
 const REDIS_UP: &str = "samovar_redis_up";
@@ -70,8 +71,8 @@ const MOST_MASTERS: usize = 1_000;
 
 /// Counters that Redis keeps. They fall when Redis loses them, which a counter of the recorder cannot do, so they are
 /// recorded as gauges.
-const KEPT_IN_REDIS: [&str; 7] =
-    [JOB_SPENT, JOB_SAVED, CALLS_SAVED, NOT_MODIFIED, JOB_HITS, JOB_MISSES, JOB_STALE_HITS];
+const KEPT_IN_REDIS: [&str; 8] =
+    [JOB_SPENT, JOB_SAVED, CALLS_SAVED, NOT_MODIFIED, JOB_HITS, JOB_MISSES, JOB_STALE_HITS, JOB_AUDITS];
 
 /// From a nearby cached answer to a slow model's timeout.
 const FETCH_SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
@@ -157,6 +158,7 @@ fn describe() {
     );
     describe_gauge!(JOB_MISSES, "Reads of the job's keys that found none, as services report them.");
     describe_gauge!(JOB_STALE_HITS, "Those of the hits that services know or suppose to be out of date.");
+    describe_gauge!(JOB_AUDITS, "Freshness audits by result, in the fleet; absent before the first one.");
     describe_counter!(ANSWERS, "Answers of upstreams, by class of the status; `none` for a request without an answer.");
     describe_gauge!(RELOAD_REFUSED, "1 while the job files of the last reload are refused and the old jobs stay.");
     describe_gauge!(REDIS_UP, "1 while Redis answers.");
@@ -294,6 +296,14 @@ pub struct JobGauges {
     pub usage: Option<Usage>,
     /// Hits, misses and stale hits that services report.
     pub reads: Option<[u64; 3]>,
+}
+
+/// Sets the counts of a job's freshness audits, by result.
+pub fn set_audits(job: &JobName, counts: impl IntoIterator<Item = (&'static str, u64)>) {
+    for (result, count) in counts {
+        #[expect(clippy::cast_precision_loss, reason = "counts are below 2^53")]
+        gauge!(JOB_AUDITS, "job" => job.to_string(), "result" => result).set(count as f64);
+    }
 }
 
 /// Sets the gauges of a job.

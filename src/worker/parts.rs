@@ -15,8 +15,8 @@ use super::bulk_runtime::BulkRuntime;
 use super::connect::{BLOCKING, COMMAND, connect};
 use super::heartbeat::{Heartbeat, dead_after};
 use super::maintenance::{
-    self, Describer, EvictionMonitor, JobCleaner, KeyRights, Recorder, Remaker, Rescuer, RestartMonitor, Retrier,
-    Revalidator, Sweeper, UpstreamMonitor,
+    self, Auditor, Describer, EvictionMonitor, JobCleaner, KeyRights, Recorder, Remaker, Rescuer, RestartMonitor,
+    Retrier, Revalidator, Sweeper, UpstreamMonitor,
 };
 use super::refusal_report::RefusalReport;
 use super::turn::Turn;
@@ -98,6 +98,7 @@ pub(super) struct Producers {
     pub(super) remaker: Remaker,
     pub(super) retrier: Retrier,
     pub(super) recorder: Recorder,
+    pub(super) auditor: Auditor,
 }
 
 /// The warmers of the chunks that come from the queue.
@@ -137,6 +138,7 @@ impl<'a> Parts<'a> {
             remaker: shared.remaker(),
             retrier: shared.retrier(),
             recorder: shared.recorder(),
+            auditor: shared.auditor(),
             cron: cron.clone(),
         };
         let listeners = Listeners {
@@ -319,6 +321,16 @@ impl<'a> Shared<'a> {
         Recorder {
             ops: Ops::new(self.redis.clone(), self.keys.clone(), Arc::clone(&self.known_jobs)),
             troubles: self.health.troubles.of("the recorder").every(maintenance::RECORDED),
+        }
+    }
+
+    fn auditor(&self) -> Auditor {
+        Auditor {
+            ops: Ops::new(self.redis.clone(), self.keys.clone(), Arc::clone(&self.known_jobs)),
+            jobs: Arc::clone(&self.jobs),
+            sources: self.sources.clone(),
+            gates: self.gates.clone(),
+            troubles: self.health.troubles.of("the auditor").every(maintenance::AUDITED),
         }
     }
 

@@ -17,7 +17,7 @@ use crate::support::{Art, Parts, Reply, TestRedis, Upstream, WorkerProcess, even
 
 /// All keys that begin with Samovar's prefix, by kind, without the locks of services and their numbers, which no test
 /// of one job has.
-const KINDS: [&str; 40] = [
+const KINDS: [&str; 41] = [
     "samovar:lease:*",
     "samovar:meta:*",
     "samovar:tag:*",
@@ -47,6 +47,7 @@ const KINDS: [&str; 40] = [
     "samovar:list:*",
     "samovar:reads",
     "samovar:reported:*",
+    "samovar:audit*",
     "samovar:minutes:*",
     "samovar:misses",
     "samovar:marker",
@@ -118,7 +119,7 @@ async fn whatever_kind_of_key_goes_nothing_is_lost_and_nobody_hangs() {
         .top("tags = [\"tag {{ value.version }}\"]")
         .limits("concurrency = 8\nrate = \"1000/second\"\ntimeout = \"2s\"")
         .entries("feed = { upstream = \"museum\", path = \"/popular\", select = \"/names\" }\npopular = 10")
-        .warm("every = \"2s\"\nattempts = 1\nrecheck = [\"100ms\"]")
+        .warm("audit = \"2/second\"\nevery = \"2s\"\nattempts = 1\nrecheck = [\"100ms\"]")
         .list(&listed)
         .folder();
     let worker = || {

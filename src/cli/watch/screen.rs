@@ -246,6 +246,7 @@ mod tests {
             outcomes: std::collections::BTreeMap::default(),
             usage: crate::entry::Usage::default(),
             reads: None,
+            audits: None,
             upstreams: Vec::new(),
             last: None,
             faults: Vec::new(),
