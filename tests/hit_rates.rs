@@ -32,7 +32,7 @@ async fn come(redis: &TestRedis, expected: [u64; 3]) {
     .await;
 }
 
-/// Each of the reads ends at once as for a reader: the value or the miss, whatever the loader does with it then.
+/// A miss that the loader fills at once is a miss.
 #[tokio::test]
 async fn the_library_counts_each_read_for_its_job() {
     let redis = TestRedis::start().await;

@@ -29,7 +29,7 @@ const FRESH: (Duration, Duration) = (Duration::from_secs(30), Duration::from_sec
 /// The fields of a report.
 const FIELDS: [&str; 3] = ["hits", "misses", "stale"];
 
-/// What a read found.
+/// The result of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
     /// A value of Redis or of the near cache.

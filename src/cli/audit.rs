@@ -55,6 +55,10 @@ pub(super) async fn run(args: &AuditArgs, settings: &Settings, env: &Environment
     }
     let jobs = ops.jobs.jobs.values().filter(|job| of.map_or(unaudited(job).is_none(), |of| of.name == job.name));
     let jobs: Vec<&KnownJob> = jobs.map(|job| &**job).collect();
+    if jobs.is_empty() {
+        let what = "there is no job to audit: each has AI sources, whose requests would cost money";
+        return Err(refuse(exit::FAILED, args.json, what));
+    }
     if session.workers().await? == 0 {
         let what = "no worker is running, so nothing is audited: start one with `samovar worker`";
         return Err(refuse(exit::FAILED, args.json, what));

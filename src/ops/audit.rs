@@ -27,7 +27,7 @@ const LONGEST_KEY: usize = 500;
 static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/claim_audits.lua")));
 static WITHDRAW: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/withdraw_audits.lua")));
 
-/// What an audit found.
+/// The result of an audit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AuditOutcome {
@@ -78,7 +78,7 @@ pub struct Audits {
     pub current: u64,
     /// Values that the upstream answered otherwise for, and no invalidation was heard.
     pub different: u64,
-    /// The same, with an invalidation or a refresh under way.
+    /// Values that the upstream answered otherwise for, with an invalidation or a refresh under way.
     pub announced: u64,
     /// Values of entries that the upstream does not have, and no invalidation was heard.
     pub gone: u64,

@@ -75,7 +75,7 @@ struct Seen {
     is_unsettled: bool,
 }
 
-/// What an upstream answered.
+/// The answer of an upstream.
 enum Answered {
     Value(Value, Option<Version>),
     Gone,
