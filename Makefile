@@ -6,6 +6,8 @@ ARGS ?=
 # Where the Python example and the checks of deploy/ are tried, and what they need.
 VENV := target/venv
 PYTHON_NEEDS := examples/api/requirements.txt tests/deploy/requirements.txt
+# Where the Node example's packages are for the tests
+NODE := target/node
 # How many times as much as in the tests, and for how long
 TIMES ?= 50
 SECONDS ?= 600
@@ -44,7 +46,7 @@ build: ## Build for production: target/release/samovar
 demo: setup ## Watch it work for a minute, with a Redis of its own: make demo ARGS=--stay
 	$(CARGO) run --profile demo --locked --no-default-features --features worker -- demo $(ARGS)
 
-test: setup $(VENV)/installed ## Run all tests, on Redis servers that they start themselves
+test: setup $(VENV)/installed $(NODE)/installed ## Run all tests, on Redis servers that they start themselves
 	@./scripts/install-faketime.sh
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 		set -x; export SAMOVAR_SIMULATED_SEEDS=$(SIMULATED); \
@@ -62,7 +64,8 @@ topologies: setup ## Run the tests of consistency and invalidation on Clusters a
 			-- consistency:: invalidation:: & all="$$all $$!"; \
 	done; for one in $$all; do wait $$one; done
 
-matrix: setup $(VENV)/installed ## Run the tests of the worker and the library on Redis 8, Valkey 8 and Valkey 9 as well
+matrix: setup $(VENV)/installed $(NODE)/installed
+matrix: ## Run the tests of the worker and the library on Redis 8, Valkey 8 and Valkey 9 as well
 	@./scripts/install-faketime.sh
 	@./scripts/fetch-servers.sh
 	@set -e; for server in redis-8 valkey-8 valkey-9; do \
@@ -78,6 +81,13 @@ $(VENV)/installed: $(PYTHON_NEEDS)
 		$(VENV)/bin/pip install --quiet --disable-pip-version-check $(addprefix --requirement ,$^); touch $@; \
 	else \
 		echo "python3 or its module venv is missing: the example in Python and the schemas of deploy/ are not tried" >&2; \
+	fi
+
+$(NODE)/installed: examples/node/package.json examples/node/package-lock.json
+	@if npm --version >/dev/null 2>&1; then \
+		set -ex; mkdir -p $(NODE); cp $^ $(NODE); npm ci --prefix $(NODE) --no-audit --no-fund --silent; touch $@; \
+	else \
+		echo "npm is missing: the example in Node is not tried" >&2; \
 	fi
 
 torture: setup ## Long runs with faults: make torture TIMES=50 SEED=7 SECONDS=600 ENTRIES=1000000 KILLS=300

@@ -1,11 +1,12 @@
-//! The example API in Python as the process that users run, on a Redis that is stopped and started under it.
+//! The example APIs in Python and Node as the processes that users run, on a Redis that is stopped and started under
+//! the one in Python.
 //!
-//! `make test` installs what it needs into `target/venv`; where there is no Python, this says so and tries nothing.
+//! `make test` installs what they need into `target/`; where there is no Python or npm, this says so and tries nothing.
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::support::{JobsFolder, Reply, TestRedis, Upstream, eventually, listening, worker};
+use crate::support::{JobsFolder, Reply, TestRedis, Upstream, eventually, http_get, listening, worker};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
@@ -87,11 +88,17 @@ async fn the_python_api_reads_invalidates_and_survives_without_redis() {
     assert_eq!((cache.as_str(), Some(text)), ("hit", redis.get("artwork_info:Mona Lisa").await));
     assert_eq!(museum.calls("/artworks/Mona Lisa"), 1);
 
+    let reported =
+        async |field: &str| redis.ask::<Option<u64>>(&["HGET", "samovar:reported:{artwork_info}", field]).await;
+    eventually("the hit is reported", async || reported("hits").await == Some(1)).await;
+    assert_eq!(reported("misses").await, None);
+
     // A miss is answered, and warm for the next.
     let turtles = "Kaplumba%C4%9Fa%20Terbiyecisi";
     assert_eq!(api.artwork(turtles).await, ("miss".to_owned(), json!({"title": "Kaplumbağa Terbiyecisi"})));
     eventually("it is a hit", async || api.artwork(turtles).await.0 == "hit").await;
     assert_eq!(api.ask(Method::GET, "/artworks/nobody").await.0, StatusCode::NOT_FOUND);
+    eventually("misses are reported", async || reported("misses").await >= Some(2)).await;
 
     // An editor saves.
     museum.on("/artworks/Mona Lisa", data("La Gioconda"));
@@ -118,4 +125,40 @@ async fn the_python_api_reads_invalidates_and_survives_without_redis() {
         eventually("it is a hit again", async || api.artwork("Mona%20Lisa").await.0 == "hit" && worker.is_running())
             .await;
     }
+}
+
+#[tokio::test]
+async fn the_node_api_reads_and_reports_what_it_found() {
+    let node = Path::new(ROOT).join("target/node");
+    if !node.join("installed").exists() {
+        eprintln!("NOT TRIED: there is no {}; `make test` makes it where npm is", node.display());
+        return;
+    }
+    let (redis, museum) = tokio::join!(TestRedis::start(), Upstream::start());
+    museum.on("/artworks/Mona Lisa", Reply::json(json!({"data": {"title": "Mona Lisa"}})));
+    let mut command = Command::new("node");
+    command.arg(Path::new(ROOT).join("examples/node/server.js")).env("NODE_PATH", node.join("node_modules"));
+    command.env("REDIS_URL", redis.url()).env("MUSEUM_URL", museum.url()).env("PORT", "0");
+    command.env_remove("SAMOVAR_CHANNEL");
+    let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let mut log = BufReader::new(child.stdout.take().unwrap()).lines();
+    let line = log.next_line().await.unwrap().expect("it says where it listens");
+    let url = line.strip_prefix("listening on ").unwrap();
+    let ask = async || {
+        let answer = http_get(&format!("{url}/artworks/Mona%20Lisa")).await;
+        let cache = answer.headers()["x-cache"].to_str().unwrap().to_owned();
+        (cache, answer.text().await.unwrap())
+    };
+    let value = r#"{"title":"Mona Lisa"}"#;
+    let reported =
+        async |field: &str| redis.ask::<Option<u64>>(&["HGET", "samovar:reported:{artwork_info}", field]).await;
+    eventually("a miss is reported", async || {
+        assert_eq!(ask().await, ("miss".to_owned(), value.to_owned()));
+        reported("misses").await.is_some()
+    })
+    .await;
+    assert_eq!(reported("hits").await, None);
+    redis.set("artwork_info:Mona Lisa", value, Duration::from_secs(600)).await;
+    assert_eq!(ask().await, ("hit".to_owned(), value.to_owned()));
+    eventually("the hit is reported", async || reported("hits").await == Some(1)).await;
 }

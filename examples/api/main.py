@@ -4,11 +4,14 @@
     curl -X POST 'http://127.0.0.1:8000/artworks/Mona%20Lisa/changed'
 
 Reading is a plain GET. A value is complete JSON, and the API returns it unchanged. The API never writes to the cache
-itself, so it cannot restore an old value just after an invalidation. Without Redis it asks the museum.
+itself, so it cannot restore an old value just after an invalidation. Without Redis it asks the museum. Once a second it
+reports hits and misses, so that `samovar jobs` shows the hit rate.
 """
 
+import asyncio
 import json
 import os
+from collections import Counter
 from contextlib import asynccontextmanager
 from urllib.parse import quote
 
@@ -33,9 +36,29 @@ CHANNEL = os.environ.get("SAMOVAR_CHANNEL") or DEFAULT_CHANNEL
 museum = httpx.AsyncClient(base_url=os.environ.get("MUSEUM_URL") or "http://127.0.0.1:8080", timeout=10)
 
 
+# The job's sums of what readers found; the braces are part of the key.
+REPORTED = "samovar:reported:{artwork_info}"
+found: Counter[str] = Counter()
+
+
+async def report_reads() -> None:
+    """Reports the reads of each second. What Redis does not take is dropped: sent again, it could count twice."""
+    while True:
+        await asyncio.sleep(1)
+        sums = dict(found)
+        found.clear()
+        try:
+            for field, count in sums.items():
+                await redis.hincrby(REPORTED, field, count)
+        except RedisError:
+            pass
+
+
 @asynccontextmanager
 async def lifespan(_: FastAPI):
+    reports = asyncio.create_task(report_reads())
     yield
+    reports.cancel()
     await museum.aclose()
     await redis.aclose()
 
@@ -47,6 +70,7 @@ async def warm_value(key: str) -> bytes | None:
     """Returns the cached value; on a miss, asks Samovar to warm it for later requests."""
     try:
         cached = await redis.get(key)
+        found["misses" if cached is None else "hits"] += 1
         if cached is None:
             await redis.publish(CHANNEL, json.dumps({"keys": [key], "action": "warm"}))
         return cached

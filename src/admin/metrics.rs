@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::{Admin, Parts};
 use crate::ops::Census;
+use crate::ops::audit::AuditOutcome;
 use crate::ops::status::{self, UpstreamStatus};
 use crate::redis::SentinelStatus;
 use crate::telemetry::metrics::{self, Budget, JobGauges};
@@ -68,8 +69,17 @@ async fn set_gauges(parts: &Parts, census: Option<&Census>) {
                     holding: Some(status.gone_guard.is_some_and(|guard| guard.is_holding())),
                     warmed_up: status.warmed_up_ms,
                     usage: Some(status.usage),
+                    reads: status
+                        .reads
+                        .as_ref()
+                        .and_then(|reads| reads.all)
+                        .map(|all| [all.hits, all.misses, all.stale]),
                 };
                 metrics::set_job(&job.name, gauges);
+                if let Some(audits) = &status.audits {
+                    let counts = AuditOutcome::ALL.map(|outcome| (outcome.as_str(), audits.count(outcome)));
+                    metrics::set_audits(&job.name, counts);
+                }
             }
         }
         // Earlier values may be out of date.

@@ -9,6 +9,7 @@ use super::extract::{Asked, Fleet, Nothing};
 use super::jobs::statuses;
 use super::problem::Problem;
 use crate::job::Job;
+use crate::ops::reads::rate;
 use crate::ops::status::JobStatus;
 use crate::redis::RedisTime;
 
@@ -32,14 +33,17 @@ pub(super) struct Stats {
     maxmemory_policy: Option<String>,
     /// Keys in Samovar's database, of all clients.
     total_keys: u64,
-    /// Reads by all clients that found a key, since Redis started.
+    /// Look-ups by all clients that found a key, since Redis started. Samovar's own are among them.
     #[serde(skip_serializing_if = "Option::is_none")]
-    hits: Option<u64>,
-    /// Reads by all clients that found none.
+    keyspace_hits: Option<u64>,
+    /// Look-ups by all clients that found none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    misses: Option<u64>,
-    /// hits / (hits + misses), from 0 to 1; 0 when there were none.
+    keyspace_misses: Option<u64>,
+    /// The share of these hits, from 0 to 1. It is not the hit rate of the API: most look-ups may be Samovar's own,
+    /// which Redis does not tell apart.
     #[serde(skip_serializing_if = "Option::is_none")]
+    keyspace_hit_rate: Option<f64>,
+    /// The hit rate of all jobs in the last hour, from 0 to 1, of the reads that services report; null if none are.
     hit_rate: Option<f64>,
     /// Keys by database.
     databases: BTreeMap<String, Database>,
@@ -71,7 +75,7 @@ pub(super) struct JobStats {
     refreshes: u64,
     /// Failed attempts since then.
     failures: u64,
-    /// The hit rate of its keys; always null, because it cannot be known: see docs/http.md.
+    /// The hit rate of its keys in the last hour, from 0 to 1, of the reads that services report; null if none are.
     hit_rate: Option<f64>,
     /// The first upstream.
     upstream: Upstream,
@@ -128,6 +132,9 @@ async fn stats(fleet: &Fleet) -> Result<Stats, Problem> {
         jobs.push(of_job(fleet, job, status).await?);
     }
     let (hits, misses) = (info.hits(), info.misses());
+    let lately = jobs.iter().filter_map(|job| job.status.reads.as_ref()?.hour);
+    let lately = lately.fold((0, 0), |(hits, misses), reads| (hits + reads.hits, misses + reads.misses));
+    let hit_rate = rate(lately.0, lately.1);
     Ok(Stats {
         connected_clients: info.connected_clients(),
         used_memory_human: info.used_memory_human().map(str::to_owned).or_else(|| {
@@ -138,9 +145,10 @@ async fn stats(fleet: &Fleet) -> Result<Stats, Problem> {
         maxmemory_bytes: info.maxmemory(),
         maxmemory_policy: info.eviction_policy().map(str::to_owned),
         total_keys,
-        hits,
-        misses,
-        hit_rate: hits.zip(misses).map(|(hits, misses)| rate(hits, misses)),
+        keyspace_hits: hits,
+        keyspace_misses: misses,
+        keyspace_hit_rate: hits.zip(misses).and_then(|(hits, misses)| rate(hits, misses)),
+        hit_rate,
         databases: info
             .databases()
             .map(|(name, [keys, expires])| (name.to_owned(), Database { keys, expires }))
@@ -177,23 +185,6 @@ async fn of_job(fleet: &Fleet, job: &Job, status: JobStatus) -> Result<JobStats,
             upstream.tokens_window_ends_ms = known.tokens_window_ends_ms;
         }
     }
-    Ok(JobStats { status, refreshes, failures, hit_rate: None, upstream })
-}
-
-fn rate(hits: u64, misses: u64) -> f64 {
-    let all = hits.saturating_add(misses);
-    #[expect(clippy::cast_precision_loss, reason = "a rate need not be exact")]
-    let rate = if all == 0 { 0.0 } else { hits as f64 / all as f64 };
-    rate
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_hit_rate_without_reads_is_0() {
-        assert!(rate(0, 0).abs() < f64::EPSILON);
-        assert!((rate(3, 1) - 0.75).abs() < f64::EPSILON);
-    }
+    let hit_rate = status.reads.as_ref().and_then(|reads| reads.hour?.hit_rate);
+    Ok(JobStats { status, refreshes, failures, hit_rate, upstream })
 }

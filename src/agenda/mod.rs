@@ -421,6 +421,22 @@ impl Agenda {
         }
     }
 
+    /// Returns one of a job's entries on the agenda, picked at random; `None` if there is none.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub(crate) async fn at_random(&self, job: &JobName) -> RedisResult<Option<EntryKey>> {
+        let redis = &mut self.redis.clone();
+        let size: usize = self.ask_size(job).query_async(redis).await?;
+        if size == 0 {
+            return Ok(None);
+        }
+        let at = rand::random_range(0..size);
+        let found: Vec<String> =
+            redis::cmd("ZRANGE").arg(self.keys.agenda(job)).arg(at).arg(at).query_async(redis).await?;
+        Ok(found.into_iter().next().map(EntryKey::new))
+    }
+
     /// Returns the next cursor and some entries that match a glob; the cursor begins and ends with 0.
     pub(crate) async fn scan(&self, job: &JobName, glob: &str, cursor: u64) -> RedisResult<(u64, Vec<EntryKey>)> {
         let mut scan = redis::cmd("ZSCAN");

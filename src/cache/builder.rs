@@ -15,6 +15,7 @@ use super::inner::{Inner, Shared};
 use super::link::Link;
 use super::near::Near;
 use super::prefix::check_prefix;
+use super::reads::Reads;
 use super::subscriber::ChannelListener;
 use super::{Cache, Error, Ttl};
 use crate::protocol::Keys;
@@ -78,6 +79,7 @@ pub struct Builder {
     near: Option<(u64, Duration)>,
     announce: bool,
     demand: bool,
+    report: bool,
     lease: Duration,
     load_wait: Duration,
 }
@@ -93,6 +95,7 @@ impl Builder {
             near: None,
             announce: true,
             demand: false,
+            report: true,
             lease: Duration::from_secs(30),
             load_wait: Duration::from_secs(5),
         }
@@ -138,6 +141,14 @@ impl Builder {
         self
     }
 
+    /// Sets whether hits and misses are reported to the fleet, summed by job once a second, so that it knows the hit
+    /// rate of its jobs. Default yes. Without workers nothing is sent but a look for their jobs, every few seconds
+    /// while there are reads.
+    pub fn report(mut self, report: bool) -> Self {
+        self.report = report;
+        self
+    }
+
     /// Sets how long a loader of [`Cache::get_or_load`] holds its lease. After that, others may load the same key, and
     /// the value is no longer written. Default 30 s.
     pub fn lease(mut self, lease: Duration) -> Self {
@@ -166,7 +177,7 @@ impl Builder {
     /// password.
     pub async fn build(self) -> Result<Cache, Error> {
         check_prefix(&self.prefix, &self.names)?;
-        let redis = connect(self.source, self.bound).await?;
+        let (redis, is_there) = connect(self.source, self.bound).await?;
         let names = self.names.in_database(redis.get_db());
         let link = Arc::new(Link::new(redis, names, self.bound));
         let mut tasks = JoinSet::new();
@@ -177,9 +188,17 @@ impl Builder {
             tasks.spawn(async move { listener.listen(changes).await });
             near
         });
+        let reads = Arc::new(Reads::default());
+        if self.report {
+            if is_there {
+                reads.learn(&link).await;
+            }
+            tasks.spawn(Arc::clone(&reads).run(Arc::clone(&link)));
+        }
         let shared = Arc::new(Shared {
             link,
             flights: Flights::default(),
+            reads,
             demanded: moka::sync::Cache::builder().max_capacity(10_000).time_to_live(Duration::from_secs(5)).build(),
             lease: self.lease,
             load_wait: self.load_wait,
@@ -197,9 +216,10 @@ impl Builder {
     }
 }
 
-async fn connect(source: Source, bound: Duration) -> Result<Connection, Error> {
+/// Returns the connection, and whether its server has answered.
+async fn connect(source: Source, bound: Duration) -> Result<(Connection, bool), Error> {
     let url = match source {
-        Source::Connection(connection) => return Ok(connection),
+        Source::Connection(connection) => return Ok((connection, true)),
         Source::Text(text) => RedisUrl::parse(&text, None)?,
         Source::Url(url) => url,
     };
@@ -209,9 +229,9 @@ async fn connect(source: Source, bound: Duration) -> Result<Connection, Error> {
     match first {
         Err(e) if is_absence(&e) => {
             warn!(redis = %url, "Redis does not answer; the cache works without it until it does: {e}");
-            url.lazy_manager(bound).map_err(Error::Redis)
+            Ok((url.lazy_manager(bound).map_err(Error::Redis)?, false))
         }
-        connected => supported(connected.map_err(Error::Redis)?).await,
+        connected => Ok((supported(connected.map_err(Error::Redis)?).await?, true)),
     }
 }
 

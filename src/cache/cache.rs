@@ -14,6 +14,7 @@ use super::inner::Inner;
 use super::json::{Json, Read, decode, encode};
 use super::link::Link;
 use super::prefix::check_prefix;
+use super::reads::Found;
 use super::{Change, Error, Stats, Subscription, Ttl};
 use crate::entry::EntryKey;
 use crate::protocol::LEASE_RECORD;
@@ -138,6 +139,7 @@ impl Cache {
         let near = self.inner.near.as_deref();
         if let Some(json) = near.and_then(|near| near.get(key)) {
             counts.near_hits.add(1);
+            self.count(key, Found::Hit);
             return Ok(Read::There(Json::Shared(json)));
         }
         let ticket = near.and_then(|near| near.ticket(key));
@@ -155,6 +157,7 @@ impl Cache {
         match answer {
             Ok((Some(json), left)) => {
                 counts.hits.add(1);
+                self.count(key, Found::Hit);
                 if let (Some(near), Some(ticket)) = (near, &ticket) {
                     near.insert(
                         key,
@@ -167,12 +170,14 @@ impl Cache {
             }
             Ok((None, _)) => {
                 counts.misses.add(1);
+                self.count(key, Found::Miss);
                 Ok(Read::Missing)
             }
             Err(e) if e.is_unavailable() => {
                 counts.degraded_reads.add(1);
-                let kept = near.and_then(|near| near.get_offline(key));
-                Ok(kept.map_or(Read::Away, |json| Read::There(Json::Shared(json))))
+                let Some(json) = near.and_then(|near| near.get_offline(key)) else { return Ok(Read::Away) };
+                self.count(key, Found::Unchecked);
+                Ok(Read::There(Json::Shared(json)))
             }
             Err(e) => Err(e),
         }
@@ -196,6 +201,7 @@ impl Cache {
             match near.and_then(|near| near.get(&whole)) {
                 Some(json) => {
                     counts.near_hits.add(1);
+                    self.count(&whole, Found::Hit);
                     found.insert(short.to_owned(), decode(&whole, &json)?);
                 }
                 None => asked.push((short.to_owned(), whole)),
@@ -210,12 +216,17 @@ impl Cache {
             match read {
                 Read::There(json) => {
                     counts.hits.add(1);
+                    self.count(&whole, Found::Hit);
                     found.insert(short, decode(&whole, &json)?);
                 }
-                Read::Missing => missing.push(whole),
+                Read::Missing => {
+                    self.count(&whole, Found::Miss);
+                    missing.push(whole);
+                }
                 Read::Away => {
                     counts.degraded_reads.add(1);
                     if let Some(json) = near.and_then(|near| near.get_offline(&whole)) {
+                        self.count(&whole, Found::Unchecked);
                         found.insert(short, decode(&whole, &json)?);
                     }
                 }
@@ -226,6 +237,11 @@ impl Cache {
             self.ask_workers(missing).await;
         }
         Ok(found)
+    }
+
+    /// Counts a read for the fleet.
+    fn count(&self, key: &str, found: Found) {
+        self.inner.shared.reads.count(key, found);
     }
 
     /// Reads values. On a Cluster, those of masters that do not answer are away, and the others are there.

@@ -9,6 +9,7 @@ use super::Ttl;
 use super::flight::Flights;
 use super::link::Link;
 use super::near::Near;
+use super::reads::Reads;
 
 /// The settings of one prefix.
 #[derive(Clone)]
@@ -28,6 +29,7 @@ pub(super) struct Inner {
 pub(super) struct Shared {
     pub(super) link: Arc<Link>,
     pub(super) flights: Flights,
+    pub(super) reads: Arc<Reads>,
     /// Keys that workers were recently asked to warm.
     pub(super) demanded: moka::sync::Cache<String, ()>,
     pub(super) lease: Duration,

@@ -72,6 +72,7 @@ mod pattern;
 mod prefix;
 mod publisher;
 mod rate_limit;
+mod reads;
 mod session;
 mod stats;
 mod subscriber;

@@ -24,6 +24,8 @@ pub struct Stats {
     pub fenced_loads: u64,
     /// Requests that a rate limiter decided locally.
     pub local_limits: u64,
+    /// Reads whose report to the fleet Redis refused or did not answer: the fleet's hit rate may lack them.
+    pub unreported_reads: u64,
     /// `true` while a breaker is open: some calls are answered without Redis.
     pub degraded: bool,
 }
@@ -54,6 +56,7 @@ pub(super) struct Counts {
     pub(super) shared_loads: Count,
     pub(super) fenced_loads: Count,
     pub(super) local_limits: Count,
+    pub(super) unreported_reads: Count,
 }
 
 impl Counts {
@@ -68,6 +71,7 @@ impl Counts {
             shared_loads: self.shared_loads.get(),
             fenced_loads: self.fenced_loads.get(),
             local_limits: self.local_limits.get(),
+            unreported_reads: self.unreported_reads.get(),
             degraded,
         }
     }

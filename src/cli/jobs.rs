@@ -18,6 +18,8 @@ use crate::entry::duration;
 use crate::entry::escape::escaped;
 use crate::entry::excerpt;
 use crate::job::{KnownJob, KnownJobs};
+use crate::ops::audit::LastDifferent;
+use crate::ops::reads::{Reads, ReportedReads, rate_text};
 use crate::ops::status::{self, JobStatus, Outdated, UpstreamStatus};
 use crate::ops::{Absent, AbsentPage, Ops, RefusedReload, still_waits};
 use crate::redis::{RedisTime, is_of_keys, wrong_types};
@@ -232,12 +234,13 @@ struct Told {
 fn tell_jobs(all: Vec<JobStatus>, now: RedisTime) -> Told {
     let mut rows =
         table(&["JOB", "KEY", "TTL", "SCHEDULE", "NEXT WARMUP", "WARM", "WANTED", "DUE", "IN HAND", "DEAD", "LAST"]);
-    let usage = usage(&all, now);
+    let (usage, hit_rates) = (usage(&all, now), hit_rates(&all, now));
     let mut told = Told { paused: Vec::new(), states: Vec::new() };
     for status in all {
         told.states.extend(feed(&status, now));
         told.states.extend(outdated(&status));
         told.states.extend(old(&status));
+        told.states.extend(audits(&status, now));
         told.states.extend(status.gone_guard.map(|guard| gone::state(&status.job, Some(&guard), now) + &lost(&status)));
         if let Some(since) = status.paused_ms {
             told.paused.push(format!("{} ({})", status.job, ago(since, now)));
@@ -261,6 +264,9 @@ fn tell_jobs(all: Vec<JobStatus>, now: RedisTime) -> Told {
     println!("{rows}");
     if let Some(usage) = usage {
         println!("\n{usage}");
+    }
+    if let Some(hit_rates) = hit_rates {
+        println!("\n{hit_rates}");
     }
     told
 }
@@ -363,6 +369,49 @@ fn usage(all: &[JobStatus], now: RedisTime) -> Option<Rows> {
         }
     }
     some.then_some(rows)
+}
+
+/// Returns what the freshness audits of a job found, if there were any.
+fn audits(status: &JobStatus, now: RedisTime) -> Option<String> {
+    let audits = status.audits.as_ref()?;
+    let mut text = audits.sentence(&status.job);
+    if let (Some(since), Some(last)) = (audits.since_ms, audits.last_ms) {
+        text.push_str(&format!(" Audited since {}, last {}.", ago(since, now), ago(last, now)));
+    }
+    if let Some(LastDifferent { key, outcome, at_ms, fetched_ms }) = &audits.last_different {
+        let (at, fetched) = (ago(*at_ms, now), ago(*fetched_ms, now));
+        text.push_str(&format!(" The last one out of date: {key} ({}, {at}, fetched {fetched}).", outcome.as_str()));
+    }
+    Some(text)
+}
+
+/// Returns a table of the jobs' hit rates, if services report the reads of any.
+fn hit_rates(all: &[JobStatus], now: RedisTime) -> Option<Rows> {
+    let names = ["JOB", "HITS (1 h)", "READS (1 h)", "HITS (24 h)", "READS (24 h)", "STALE (24 h)", "REPORTED SINCE"];
+    let mut rows = table(&names);
+    let number =
+        |reads: Option<Reads>, what: fn(Reads) -> u64| reads.map_or_else(unknown, |reads| grouped(what(reads)));
+    for JobStatus { job, reads, .. } in all {
+        let Some(ReportedReads { hour, day, all, .. }) = reads else {
+            rows.add_row([job.clone(), "not reported".to_owned()]);
+            continue;
+        };
+        rows.add_row([
+            job.clone(),
+            rate_text(*hour),
+            number(*hour, |reads| reads.hits + reads.misses),
+            rate_text(*day),
+            number(*day, |reads| reads.hits + reads.misses),
+            number(*day, |reads| reads.stale),
+            all.map_or_else(unknown, |all| ago(all.since_ms, now)),
+        ]);
+    }
+    all.iter().any(|status| status.reads.is_some()).then_some(rows)
+}
+
+/// Returns the text for a number that is not known.
+fn unknown() -> String {
+    "–".to_owned()
 }
 
 /// Returns a table of the upstreams that have a budget.

@@ -8,6 +8,7 @@ macro_rules! eprintln {
     };
 }
 
+mod audit;
 mod budgets;
 pub mod check;
 pub mod exit;
@@ -92,6 +93,8 @@ enum Command {
     Gone(gone::GoneArgs),
     /// Watch warming live, with triggers and outcomes
     Watch(watch::WatchArgs),
+    /// Compare warm values with what their upstreams answer now; nothing is stored
+    Audit(audit::AuditArgs),
     /// Show one entry's value and metadata
     Get(get::GetArgs),
     /// List dead letters, or put them back on the agenda
@@ -217,6 +220,7 @@ fn start(command: Command, env_files: Vec<PathBuf>, settings: &Settings, env: &E
             Command::Resume(args) => resume::run(&args, settings, env).await,
             Command::Gone(args) => gone::run(&args, settings, env).await,
             Command::Watch(args) => watch::run(&args, settings, env).await,
+            Command::Audit(args) => audit::run(&args, settings, env).await,
             Command::Get(args) => get::run(&args, settings, env).await,
             Command::Dead(args) => dead::run(&args, settings, env).await,
             Command::Health(args) => Ok(health::run(&args, settings).await),

@@ -8,7 +8,6 @@ mod env;
 mod fault;
 mod file;
 mod known;
-mod pattern;
 mod reload;
 mod schedule;
 mod schedules;
@@ -28,7 +27,6 @@ pub use fault::{Fault, Faults};
 pub(crate) use file::closest;
 pub use file::{EnvUse, JOB_SCHEMA, Reading, UPSTREAMS_SCHEMA};
 pub use known::{KnownInput, KnownJob, KnownJobs, KnownUpstream};
-pub use pattern::KeyPattern;
 pub use reload::Reload;
 pub use schedule::Schedule;
 pub use schedules::{JobSchedule, Schedules};
@@ -36,13 +34,12 @@ pub use source::{Absent, AiFormat, AiSource, Bulk, ComposeSource, HttpSource, Ou
 pub use template::{Shape, Template, TemplateError};
 pub use upstream::{Rate, Redirects, TokenBudget, Upstream};
 
+pub use crate::protocol::{KeyPattern, Params};
+
 use crate::entry::{EntryKey, JobName, UpstreamName};
 
 /// A fetch that failed is tried again within this time; later ones wait longer.
 pub(crate) const FIRST_RETRY: Duration = Duration::from_millis(500);
-
-/// The values of a key pattern's placeholders, by name.
-pub type Params = BTreeMap<String, String>;
 
 /// All jobs of a folder and the upstreams they use, valid together.
 #[derive(Clone, Debug, Default)]
@@ -240,6 +237,8 @@ pub struct Warm {
     /// The share of the job's values, in per cent, that may be removed within a minute since the upstream says that
     /// they are gone; more are held back. `None` holds none back.
     pub gone_guard: Option<u8>,
+    /// The time between two freshness audits of the job; `None` for none.
+    pub audit: Option<Duration>,
 }
 
 impl Jobs {

@@ -2,6 +2,7 @@
 //!
 //! None of them needs a worker in the same process: all go through Redis.
 
+pub mod audit;
 mod budget;
 mod census;
 mod clear;
@@ -18,6 +19,7 @@ mod names;
 mod outdated;
 mod pause;
 mod plan;
+pub mod reads;
 pub mod status;
 mod wanted;
 mod warm;

@@ -11,6 +11,8 @@ use crate::entry::LastOutcome;
 use crate::entry::duration;
 use crate::entry::{Outcome, Usage};
 use crate::job::{KnownJob, KnownJobs, KnownUpstream};
+use crate::ops::audit::{self, Audits};
+use crate::ops::reads::{self, ReportedReads};
 use crate::ops::{Census, FleetStatus, RefusedReload};
 use crate::popularity::FeedState;
 use crate::protocol::Keys;
@@ -82,6 +84,10 @@ pub struct JobStatus {
     /// Tokens and requests spent and saved since then.
     #[serde(rename = "spending")]
     pub usage: Usage,
+    /// Reads of its keys that services report; null if none are reported.
+    pub reads: Option<ReportedReads>,
+    /// Its freshness audits; null if there were none.
+    pub audits: Option<Audits>,
     /// Its upstreams, the first choice first.
     pub upstreams: Vec<UpstreamStatus>,
     /// The last outcome.
@@ -282,6 +288,8 @@ pub async fn of_job(
         .query_async(&mut redis)
         .await?;
     let gone_guard = there(GoneGuard::read(&mut redis, keys, &job.name, now).await)?;
+    let reads = there(reads::reported(&redis, keys, &job.name).await)?;
+    let audits = there(audit::audits(&redis, keys, &job.name).await)?;
     let due: u64 = [there(scheduled)?, there(high)?, there(bulk)?].into_iter().sum();
     let (in_flight, dead, next) = (there(in_flight)?, there(dead)?, there(next)?);
     let (paused_ms, stats) = (there(paused_ms)?, there(stats)?);
@@ -317,6 +325,8 @@ pub async fn of_job(
         dead,
         outcomes,
         usage,
+        reads,
+        audits,
         upstreams: Vec::new(),
         last,
         faults,

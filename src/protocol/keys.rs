@@ -113,6 +113,9 @@ impl Keys {
             | "frequencies-next"
             | "dead-reasons"
             | "stats"
+            | "reported"
+            | "audit"
+            | "audits"
             | "gone"
             | "limit"
             | "budget"
@@ -125,7 +128,7 @@ impl Keys {
             | "{suspect}:dealt"
             | "jobs"
             | "list" => Some("hash"),
-            "inbox" => Some("stream"),
+            "inbox" | "minutes" => Some("stream"),
             _ if kind.starts_with("refused:") => Some("string"),
             _ => kind.starts_with("fetched:").then_some("hash"),
         }
@@ -154,6 +157,7 @@ impl Keys {
             self.files(),
             self.remaker(),
             self.retrier(),
+            self.audits(),
             self.marker(),
             self.gap_detectors(),
             self.sweep_lock(),
@@ -253,7 +257,7 @@ impl Keys {
     }
 
     /// Returns all keys of a job in its own slot, [`Keys::unknown`] first.
-    pub fn all_of(&self, job: &JobName) -> [String; 13] {
+    pub fn all_of(&self, job: &JobName) -> [String; 16] {
         let [frequencies, next_frequencies] = self.frequencies(job);
         [
             self.unknown(job),
@@ -269,6 +273,9 @@ impl Keys {
             self.stats(job),
             self.gone(job),
             self.list(job),
+            self.reported(job),
+            self.minutes(job),
+            self.audit(job),
         ]
     }
 
@@ -340,6 +347,26 @@ impl Keys {
     /// A job's guard against removals: a hash with a TTL, see [`crate::store::GoneGuard`].
     pub fn gone(&self, job: &JobName) -> String {
         format!("{}:gone:{{{job}}}", self.prefix)
+    }
+
+    /// The reads of a job's keys that services report: a hash, see [`crate::cache`].
+    pub fn reported(&self, job: &JobName) -> String {
+        format!("{}:reported:{{{job}}}", self.prefix)
+    }
+
+    /// The minute figures of a job: a stream of sums, see `ops::reads`.
+    pub fn minutes(&self, job: &JobName) -> String {
+        format!("{}:minutes:{{{job}}}", self.prefix)
+    }
+
+    /// The freshness audits that are asked for or due next: a hash, see `ops::audit`.
+    pub fn audits(&self) -> String {
+        format!("{}:audits", self.prefix)
+    }
+
+    /// What a job's freshness audits found: a hash.
+    pub fn audit(&self, job: &JobName) -> String {
+        format!("{}:audit:{{{job}}}", self.prefix)
     }
 
     /// The next warmup of each job: a sorted set, member = job, score = the tick (ms) or, while a tick is expanded,

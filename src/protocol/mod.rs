@@ -3,11 +3,13 @@
 #[cfg(feature = "worker")]
 pub(crate) mod glob;
 pub mod inbox;
+pub(crate) mod key_pattern;
 pub mod keys;
 #[cfg(feature = "worker")]
 mod message;
 mod slot;
 
+pub use key_pattern::{KeyPattern, Params};
 pub use keys::Keys;
 #[cfg(feature = "worker")]
 pub use message::{Action, Handled, Malformed, Message};

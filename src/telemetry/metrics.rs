@@ -53,6 +53,10 @@ const JOB_SPENT: &str = "samovar_job_tokens_spent_total";
 const JOB_SAVED: &str = "samovar_job_tokens_saved_total";
 const CALLS_SAVED: &str = "samovar_job_calls_saved_total";
 const NOT_MODIFIED: &str = "samovar_job_not_modified_total";
+const JOB_HITS: &str = "samovar_job_hits_total";
+const JOB_MISSES: &str = "samovar_job_misses_total";
+const JOB_STALE_HITS: &str = "samovar_job_stale_hits_total";
+const JOB_AUDITS: &str = "samovar_job_audits_total";
 const ANSWERS: &str = "samovar_upstream_answers_total";
 const RELOAD_REFUSED: &str = "samovar_reload_refused";
 const REDIS_UP: &str = "samovar_redis_up";
@@ -67,7 +71,8 @@ const MOST_MASTERS: usize = 1_000;
 
 /// Counters that Redis keeps. They fall when Redis loses them, which a counter of the recorder cannot do, so they are
 /// recorded as gauges.
-const KEPT_IN_REDIS: [&str; 4] = [JOB_SPENT, JOB_SAVED, CALLS_SAVED, NOT_MODIFIED];
+const KEPT_IN_REDIS: [&str; 8] =
+    [JOB_SPENT, JOB_SAVED, CALLS_SAVED, NOT_MODIFIED, JOB_HITS, JOB_MISSES, JOB_STALE_HITS, JOB_AUDITS];
 
 /// From a nearby cached answer to a slow model's timeout.
 const FETCH_SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
@@ -147,6 +152,13 @@ fn describe() {
     describe_gauge!(JOB_SAVED, "AI tokens saved since then by keeping unchanged values, by the fleet.");
     describe_gauge!(CALLS_SAVED, "AI calls saved since then by keeping unchanged values, by the fleet.");
     describe_gauge!(NOT_MODIFIED, "HTTP answers 304 since then, in the fleet.");
+    describe_gauge!(
+        JOB_HITS,
+        "Reads of the job's keys that found a value, as services report them; absent without reports."
+    );
+    describe_gauge!(JOB_MISSES, "Reads of the job's keys that found none, as services report them.");
+    describe_gauge!(JOB_STALE_HITS, "Those of the hits that services know or suppose to be out of date.");
+    describe_gauge!(JOB_AUDITS, "Freshness audits by result, in the fleet; absent before the first one.");
     describe_counter!(ANSWERS, "Answers of upstreams, by class of the status; `none` for a request without an answer.");
     describe_gauge!(RELOAD_REFUSED, "1 while the job files of the last reload are refused and the old jobs stay.");
     describe_gauge!(REDIS_UP, "1 while Redis answers.");
@@ -282,6 +294,16 @@ pub struct JobGauges {
     pub warmed_up: Option<RedisTime>,
     /// The job's usage.
     pub usage: Option<Usage>,
+    /// Hits, misses and stale hits that services report.
+    pub reads: Option<[u64; 3]>,
+}
+
+/// Sets the counts of a job's freshness audits, by result.
+pub fn set_audits(job: &JobName, counts: impl IntoIterator<Item = (&'static str, u64)>) {
+    for (result, count) in counts {
+        #[expect(clippy::cast_precision_loss, reason = "counts are below 2^53")]
+        gauge!(JOB_AUDITS, "job" => job.to_string(), "result" => result).set(count as f64);
+    }
 }
 
 /// Sets the gauges of a job.
@@ -303,6 +325,9 @@ pub fn set_job(job: &JobName, gauges: JobGauges) {
         for (name, count) in KEPT_IN_REDIS.into_iter().zip([tokens_spent, tokens_saved, calls_saved, not_modified]) {
             set(name, Some(count));
         }
+    }
+    for (name, count) in [JOB_HITS, JOB_MISSES, JOB_STALE_HITS].into_iter().zip(gauges.reads.into_iter().flatten()) {
+        set(name, Some(count));
     }
     let age = gauges.oldest_age.map_or(f64::NAN, |age| age.as_secs_f64());
     gauge!(OLDEST, "job" => job.to_string()).set(age);

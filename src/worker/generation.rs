@@ -165,7 +165,7 @@ fn start_listeners(
 
 /// Starts the loops that make entries due and claim them.
 fn start_producers(loops: &mut Supervisor, producers: Producers, stop: &CancellationToken) {
-    let Producers { cron, misses, sampler, dispatcher, remaker, retrier } = producers;
+    let Producers { cron, misses, sampler, dispatcher, remaker, retrier, recorder, auditor } = producers;
     loops.run("cron", cron.run());
     if let Some(misses) = misses {
         loops.run("the misses", misses.run(stop.clone()));
@@ -174,6 +174,8 @@ fn start_producers(loops: &mut Supervisor, producers: Producers, stop: &Cancella
     loops.run("the dispatcher", dispatcher.run(stop.clone()));
     loops.run("the remaker", remaker.run(stop.clone()));
     loops.run("the retrier", retrier.run(stop.clone()));
+    loops.run("the recorder", recorder.run(stop.clone()));
+    loops.run("the auditor", auditor.run(stop.clone()));
 }
 
 impl Generation<'_> {

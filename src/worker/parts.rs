@@ -15,8 +15,8 @@ use super::bulk_runtime::BulkRuntime;
 use super::connect::{BLOCKING, COMMAND, connect};
 use super::heartbeat::{Heartbeat, dead_after};
 use super::maintenance::{
-    self, Describer, EvictionMonitor, JobCleaner, KeyRights, Remaker, Rescuer, RestartMonitor, Retrier, Revalidator,
-    Sweeper, UpstreamMonitor,
+    self, Auditor, Describer, EvictionMonitor, JobCleaner, KeyRights, Recorder, Remaker, Rescuer, RestartMonitor,
+    Retrier, Revalidator, Sweeper, UpstreamMonitor,
 };
 use super::refusal_report::RefusalReport;
 use super::turn::Turn;
@@ -97,6 +97,8 @@ pub(super) struct Producers {
     pub(super) dispatcher: Dispatcher,
     pub(super) remaker: Remaker,
     pub(super) retrier: Retrier,
+    pub(super) recorder: Recorder,
+    pub(super) auditor: Auditor,
 }
 
 /// The warmers of the chunks that come from the queue.
@@ -135,6 +137,8 @@ impl<'a> Parts<'a> {
             dispatcher: shared.dispatcher(),
             remaker: shared.remaker(),
             retrier: shared.retrier(),
+            recorder: shared.recorder(),
+            auditor: shared.auditor(),
             cron: cron.clone(),
         };
         let listeners = Listeners {
@@ -310,6 +314,23 @@ impl<'a> Shared<'a> {
             worker: Arc::clone(&self.worker),
             every: maintenance::retrier::EVERY,
             troubles: self.health.troubles.of("the retrier").every(maintenance::retrier::EVERY),
+        }
+    }
+
+    fn recorder(&self) -> Recorder {
+        Recorder {
+            ops: Ops::new(self.redis.clone(), self.keys.clone(), Arc::clone(&self.known_jobs)),
+            troubles: self.health.troubles.of("the recorder").every(maintenance::RECORDED),
+        }
+    }
+
+    fn auditor(&self) -> Auditor {
+        Auditor {
+            ops: Ops::new(self.redis.clone(), self.keys.clone(), Arc::clone(&self.known_jobs)),
+            jobs: Arc::clone(&self.jobs),
+            sources: self.sources.clone(),
+            gates: self.gates.clone(),
+            troubles: self.health.troubles.of("the auditor").every(maintenance::AUDITED),
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::seq::{IndexedRandom, SliceRandom};
 use redis::AsyncCommands;
+use samovar::entry::JobName;
 use serde_json::json;
 
 use super::{both, choices, factor, readable, works};
@@ -16,7 +17,7 @@ use crate::support::{Art, Parts, Reply, TestRedis, Upstream, WorkerProcess, even
 
 /// All keys that begin with Samovar's prefix, by kind, without the locks of services and their numbers, which no test
 /// of one job has.
-const KINDS: [&str; 38] = [
+const KINDS: [&str; 41] = [
     "samovar:lease:*",
     "samovar:meta:*",
     "samovar:tag:*",
@@ -45,6 +46,9 @@ const KINDS: [&str; 38] = [
     "samovar:jobs",
     "samovar:list:*",
     "samovar:reads",
+    "samovar:reported:*",
+    "samovar:audit*",
+    "samovar:minutes:*",
     "samovar:misses",
     "samovar:marker",
     "samovar:ears",
@@ -71,6 +75,7 @@ async fn load(upstream: Arc<Upstream>, parts: Parts, pause: Arc<AtomicBool>) {
         let message = json!({"keys": [format!("art:busy {n}")]});
         parts.publish(&message.to_string()).await;
         let _: usize = parts.redis.clone().zincr(parts.keys.reads(), format!("art:busy {n}"), 1).await.unwrap();
+        let _: u64 = parts.redis.clone().hincr(parts.keys.reported(&JobName::new("art")), "hits", 1).await.unwrap();
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -114,7 +119,7 @@ async fn whatever_kind_of_key_goes_nothing_is_lost_and_nobody_hangs() {
         .top("tags = [\"tag {{ value.version }}\"]")
         .limits("concurrency = 8\nrate = \"1000/second\"\ntimeout = \"2s\"")
         .entries("feed = { upstream = \"museum\", path = \"/popular\", select = \"/names\" }\npopular = 10")
-        .warm("every = \"2s\"\nattempts = 1\nrecheck = [\"100ms\"]")
+        .warm("audit = \"2/second\"\nevery = \"2s\"\nattempts = 1\nrecheck = [\"100ms\"]")
         .list(&listed)
         .folder();
     let worker = || {

@@ -44,4 +44,4 @@ pub use servers::both;
 pub use topology::Topology;
 pub use upstream::{Call, Gate, Reply, Upstream};
 pub use versions::{Crowded, Versions};
-pub use waits::{at_rest, give_to_a_dead_reader, listening, publish, readable, readable_key, version};
+pub use waits::{at_rest, give_to_a_dead_reader, http_get, listening, publish, readable, readable_key, version};

@@ -1,5 +1,7 @@
 //! Waits for states of entries.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use super::{TestRedis, eventually};
@@ -65,4 +67,10 @@ pub async fn give_to_a_dead_reader(server: &TestRedis, message: &str) {
             return;
         }
     }
+}
+
+/// Returns the answer to a `GET` of this URL.
+pub async fn http_get(url: &str) -> reqwest::Response {
+    let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).build().unwrap();
+    client.get(url).send().await.unwrap()
 }

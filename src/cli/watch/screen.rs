@@ -14,6 +14,7 @@ use super::lines::{clock, subject, what, why};
 use super::view::{Tally, View, hit_rate, ms, unanswered};
 use crate::entry::Outcome;
 use crate::entry::escape::escaped;
+use crate::ops::reads::rate_text;
 use crate::ops::status::JobStatus;
 use crate::telemetry::Event;
 
@@ -90,9 +91,24 @@ fn header(view: &View) -> Vec<Line<'_>> {
 }
 
 fn of_jobs<'a>(jobs: &'a [JobStatus], view: &View) -> Table<'a> {
-    let names =
-        ["JOB", "DUE", "IN HAND", "DEAD", "WARMED", "UNCHANGED", "FAILED", "OTHER", "LAG p50/p99", "TOOK p50/p99"];
+    let names = [
+        "JOB",
+        "DUE",
+        "IN HAND",
+        "DEAD",
+        "HITS (1 h)",
+        "WARMED",
+        "UNCHANGED",
+        "FAILED",
+        "OTHER",
+        "LAG p50/p99",
+        "TOOK p50/p99",
+    ];
     let none = Tally::default();
+    let hits = |status: &JobStatus| match &status.reads {
+        Some(reads) => rate_text(reads.hour),
+        None => "not reported".to_owned(),
+    };
     let rows = jobs.iter().map(|status| {
         let tally = view.tallies.get(&status.job).unwrap_or(&none);
         let [warmed, unchanged, failed] =
@@ -104,6 +120,7 @@ fn of_jobs<'a>(jobs: &'a [JobStatus], view: &View) -> Table<'a> {
             status.due.to_string(),
             status.in_flight.to_string(),
             status.dead.to_string(),
+            hits(status),
             warmed.to_string(),
             unchanged.to_string(),
             failed.to_string(),
@@ -118,6 +135,7 @@ fn of_jobs<'a>(jobs: &'a [JobStatus], view: &View) -> Table<'a> {
         Constraint::Length(7),
         Constraint::Length(7),
         Constraint::Length(6),
+        Constraint::Length(12),
         Constraint::Length(7),
         Constraint::Length(9),
         Constraint::Length(6),
@@ -227,6 +245,8 @@ mod tests {
             dead: 2,
             outcomes: std::collections::BTreeMap::default(),
             usage: crate::entry::Usage::default(),
+            reads: None,
+            audits: None,
             upstreams: Vec::new(),
             last: None,
             faults: Vec::new(),
@@ -265,7 +285,7 @@ mod tests {
             "2 workers",
             "Redis hits 99.9 % of 1000 reads",
             "9 events dropped",
-            "art 4321 17 2 1 0 1 0 120ms/120ms 35ms/35ms",
+            "art 4321 17 2 not reported 1 0 1 0 120ms/120ms 35ms/35ms",
             "openai: no requests for 1m (tokens), 30 of 18 tokens spent",
             "failed cron 35ms 120ms art:Kaplumbağa 2: 503",
         ] {

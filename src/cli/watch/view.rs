@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::news::{News, Poll, Reads};
 use crate::entry::Outcome;
 use crate::entry::duration;
+use crate::ops::reads::{self, ReportedReads};
 use crate::ops::status::UpstreamStatus;
 use crate::redis::RedisTime;
 use crate::telemetry::{Event, Invalidation, WorkerReport};
@@ -146,10 +147,10 @@ pub(super) struct Summary {
     lag_p50_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     lag_p99_ms: Option<u64>,
-    /// The hit rate of Redis in the last ten seconds.
-    hits: u64,
-    misses: u64,
-    hit_rate: Option<f64>,
+    /// Redis's own counts of the last ten seconds, of all clients and with Samovar's look-ups.
+    keyspace_hits: u64,
+    keyspace_misses: u64,
+    keyspace_hit_rate: Option<f64>,
     /// The reads that these are of; `None` before they are known.
     #[serde(skip)]
     reads: Option<Reads>,
@@ -165,6 +166,8 @@ struct JobSummary {
     in_flight: u64,
     dead: u64,
     paused: bool,
+    /// The reads that services report; null if none are.
+    reads: Option<ReportedReads>,
 }
 
 impl View {
@@ -310,9 +313,9 @@ impl View {
             outcomes: tally.outcomes,
             invalidations: self.invalidations - before.0,
             dropped: self.dropped - before.1,
-            hits: reads.unwrap_or_default().hits,
-            misses: reads.unwrap_or_default().misses,
-            hit_rate: reads.and_then(rate),
+            keyspace_hits: reads.unwrap_or_default().hits,
+            keyspace_misses: reads.unwrap_or_default().misses,
+            keyspace_hit_rate: reads.and_then(rate),
             reads,
             upstreams: upstreams.cloned().collect(),
             jobs,
@@ -357,6 +360,7 @@ fn of_job(status: &crate::ops::status::JobStatus) -> JobSummary {
         in_flight: status.in_flight,
         dead: status.dead,
         paused: status.paused_ms.is_some(),
+        reads: status.reads.clone(),
     }
 }
 
@@ -382,10 +386,7 @@ pub(super) fn hit_rate(reads: Reads) -> String {
 }
 
 fn rate(Reads { hits, misses }: Reads) -> Option<f64> {
-    let all = hits + misses;
-    #[expect(clippy::cast_precision_loss, reason = "a rate need not be exact")]
-    let rate = (all > 0).then(|| hits as f64 / all as f64);
-    rate
+    reads::rate(hits, misses)
 }
 
 /// Returns a time of Redis's clock as a local time of day.

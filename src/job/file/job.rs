@@ -10,8 +10,8 @@ use super::spelling::{closest, has_names};
 use super::upstreams::Upstreams;
 use crate::entry::JobName;
 use crate::entry::duration;
-use crate::job::pattern::check_name;
-use crate::job::{Entries, Input, Job, KeyPattern, Params, Schedules, Source, Warm};
+use crate::job::{Entries, Input, Job, KeyPattern, Params, Rate, Schedules, Source, Warm};
+use crate::protocol::key_pattern::check_name;
 use std::collections::BTreeMap;
 use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
@@ -31,6 +31,7 @@ const DEFAULT_ABSENT: Duration = Duration::from_secs(60);
 const MOST_RECHECKS: usize = 10;
 const DEFAULT_ATTEMPTS: u32 = 8;
 const DEFAULT_GONE_GUARD: u8 = 10;
+const SHORTEST_AUDIT: Duration = Duration::from_millis(100);
 const MOST_TAGS: usize = 100;
 const MOST_INPUTS: usize = 20;
 
@@ -91,7 +92,8 @@ pub(super) fn read<'a>(
     };
     let ttl_known = ttl_field.is_none() || ttl.is_some();
     let life = ttl.unwrap_or(default_ttl);
-    let warm = warm(table.field("warm"), life, ttl_known);
+    let is_paid_for = sources.iter().any(|source: &Source| source.properties().costs_money);
+    let warm = warm(table.field("warm"), life, ttl_known, is_paid_for);
     table.finish();
     let key = key?;
     let entries = if key.names().is_empty() { entries.listing(vec![Params::new()]) } else { entries };
@@ -184,7 +186,7 @@ fn inputs(field: &Field<'_>, key: Option<&KeyPattern>) -> Inputs {
     read
 }
 
-fn warm(field: Option<Field<'_>>, ttl: Duration, ttl_known: bool) -> Warm {
+fn warm(field: Option<Field<'_>>, ttl: Duration, ttl_known: bool, is_paid_for: bool) -> Warm {
     let mut warm = Warm {
         schedules: Schedules::default(),
         ahead: ttl / 10,
@@ -194,6 +196,7 @@ fn warm(field: Option<Field<'_>>, ttl: Duration, ttl_known: bool) -> Warm {
         absent_for: DEFAULT_ABSENT,
         attempts: DEFAULT_ATTEMPTS,
         gone_guard: Some(DEFAULT_GONE_GUARD),
+        audit: None,
     };
     let Some(table) = field.and_then(|field| field.table("[warm]")) else { return warm };
     let long = Duration::ZERO..=*TTL.end();
@@ -231,6 +234,7 @@ fn warm(field: Option<Field<'_>>, ttl: Duration, ttl_known: bool) -> Warm {
         warm.attempts = u32::try_from(attempts).unwrap_or(DEFAULT_ATTEMPTS);
     }
     warm.gone_guard = gone_guard(&table);
+    warm.audit = audit(&table, is_paid_for);
     table.finish();
     warm
 }
@@ -252,6 +256,31 @@ fn recheck(field: &Field<'_>) -> Option<Vec<Duration>> {
         times.push(time);
     }
     Some(times)
+}
+
+/// Reads the interval of freshness audits.
+fn audit(table: &Table<'_>, is_paid_for: bool) -> Option<Duration> {
+    let field = table.field("audit")?;
+    let text = field.text()?.value;
+    if is_paid_for {
+        field.fault_with_help(
+            "`audit`: values from AI are not audited, since each request would cost money",
+            "remove it, and audit the jobs that the prompt is made from",
+        );
+        return None;
+    }
+    let interval = match Rate::parse(&text) {
+        Ok(Rate { count, per }) => per / count.max(1),
+        Err(message) => {
+            field.fault(format!("`audit`: {message}"));
+            return None;
+        }
+    };
+    if interval < SHORTEST_AUDIT {
+        field.fault_with_help("`audit`: the most is 10 a second", "one a minute is usual: audit = \"1/minute\"");
+        return None;
+    }
+    Some(interval)
 }
 
 /// Reads the share of `gone_guard`; `None` for "off" and where it has a fault.

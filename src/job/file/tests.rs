@@ -494,6 +494,24 @@ fn deep_nesting_is_refused_and_not_followed() {
 }
 
 #[test]
+fn an_audit_is_a_rate_of_jobs_that_cost_nothing() {
+    let audit = |job: &str, text: &str| {
+        let job = format!("{job}[warm]\naudit = \"{text}\"\n");
+        let jobs = parse(&[("art.toml", &job), ("upstreams.toml", UPSTREAM)]);
+        jobs.map(|jobs| jobs.jobs["art"].warm.audit).map_err(|faults| faults.0.len())
+    };
+    assert_eq!(audit(GOOD, "1/minute"), Ok(Some(Duration::from_secs(60))));
+    assert_eq!(audit(GOOD, "5 per 10 minutes"), Ok(Some(Duration::from_secs(120))));
+    assert_eq!(audit(GOOD, "10/second"), Ok(Some(Duration::from_millis(100))));
+    for text in ["11/second", "0/minute", "often", ""] {
+        assert_eq!(audit(GOOD, text), Err(1), "{text}");
+    }
+    let ai = "kind = \"ai\"\nurl = \"http://museum.test/v1/chat/completions\"\nmodel = \"m\"\nprompt = \"x\"";
+    let ai = GOOD.replace("kind = \"http\"\nurl = \"http://museum.test/{{ name }}\"", ai);
+    assert_eq!(audit(&ai, "1/minute"), Err(1));
+}
+
+#[test]
 fn a_gone_guard_is_a_share_or_off() {
     let guard = |text: &str| {
         let job = format!("{GOOD}[warm]\n{text}\n");

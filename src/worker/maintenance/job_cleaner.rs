@@ -130,6 +130,8 @@ impl JobCleaner {
         for hash in [self.keys.ticks(), self.keys.digests(), self.keys.made()] {
             redis::cmd("HDEL").arg(hash).arg(job.as_str()).exec_async(&mut redis).await?;
         }
+        let next_audit = format!("{job}/next");
+        redis::cmd("HDEL").arg(self.keys.audits()).arg(job.as_str()).arg(next_audit).exec_async(&mut redis).await?;
         let state = format!("{job}/state");
         redis::cmd("HDEL").arg(self.keys.ticks()).arg(state).exec_async(&mut redis).await?;
         let mut drop = DROP_JOB.key(unknown);

@@ -77,6 +77,7 @@ kind = "http"
 url = "http://other.test/often/{{ name }}"
 [warm]
 gone_guard = "25%"
+audit = "5 per 2 hours"
 [[warm.schedules]]
 schedule = "0 4 * * *"
 timezone = "Europe/Istanbul"

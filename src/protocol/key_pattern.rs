@@ -4,12 +4,16 @@
 //! same key together again. Parameters that would read back as others (a `:` in a placeholder that a `:` ends) have no
 //! key.
 
-use super::Params;
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+
+#[cfg(feature = "worker")]
+use super::glob;
 use crate::entry::EntryKey;
 use crate::entry::LONGEST_KEY;
-use crate::protocol::glob;
-use std::collections::HashSet;
-use std::fmt;
+
+/// The values of a key pattern's placeholders, by name.
+pub type Params = BTreeMap<String, String>;
 
 /// The longest pattern; keys themselves may be longer, up to [`LONGEST_KEY`].
 const MAX_PATTERN: usize = 512;
@@ -147,27 +151,39 @@ impl KeyPattern {
     /// Every value has at least one character. The last placeholder takes the rest of the key (less the pattern's end);
     /// each earlier one ends where the literal after it first occurs.
     pub fn read(&self, key: &str) -> Option<Params> {
+        let mut params = Params::new();
+        let take = |name: &str, value: &str| _ = params.insert(name.to_owned(), value.to_owned());
+        self.split(key, take)?;
+        Some(params)
+    }
+
+    /// Returns `true` if a key is of this pattern, as [`KeyPattern::read`] tells.
+    pub fn owns(&self, key: &str) -> bool {
+        self.split(key, |_, _| ()).is_some()
+    }
+
+    /// Passes each placeholder and its value in a key to `take`; `None` if the key is not of this pattern.
+    fn split(&self, key: &str, mut take: impl FnMut(&str, &str)) -> Option<()> {
         if key.len() > LONGEST_KEY {
             return None;
         }
         let (first, literals) = self.literals.split_first()?;
         let mut rest = key.strip_prefix(first.as_str())?;
-        let mut params = Params::new();
         let Some((last_name, names)) = self.names.split_last() else {
-            return rest.is_empty().then_some(params);
+            return rest.is_empty().then_some(());
         };
         for (name, literal) in names.iter().zip(literals) {
             let one = rest.chars().next()?.len_utf8();
             let end = one + rest[one..].find(literal.as_str())?;
-            params.insert(name.clone(), rest[..end].to_owned());
+            take(name, &rest[..end]);
             rest = &rest[end + literal.len()..];
         }
         let value = rest.strip_suffix(literals.last()?.as_str())?;
         if value.is_empty() {
             return None;
         }
-        params.insert(last_name.clone(), value.to_owned());
-        Some(params)
+        take(last_name, value);
+        Some(())
     }
 
     /// A Redis glob (`SCAN MATCH`) that matches at least this pattern's keys.
@@ -188,6 +204,7 @@ impl KeyPattern {
     }
 
     /// Returns `true` if a glob may match a key of this pattern, as the literal beginnings of both tell.
+    #[cfg(feature = "worker")]
     pub fn may_match(&self, glob: &str) -> bool {
         let (literal, prefix) = (glob::literal(glob), self.literal_prefix());
         !glob.is_empty() && (prefix.starts_with(literal) || literal.starts_with(prefix))
@@ -263,7 +280,7 @@ enum Step {
 }
 
 /// Refuses names that templates could not use.
-pub(super) fn check_name(name: &str) -> Result<(), String> {
+pub(crate) fn check_name(name: &str) -> Result<(), String> {
     let mut chars = name.chars();
     let valid = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
         && chars.all(|c| c.is_ascii_alphanumeric() || c == '_');
