@@ -239,7 +239,8 @@ fn parts(request: &ManyRequest<'_>, answer: &Body) -> Result<Vec<Part>, FetchErr
 /// Items of an answer, and the names of those of an object.
 type Items<'a, T> = Vec<(Option<Cow<'a, str>>, T)>;
 
-/// Returns the items of an answer as they are written, each with its name if they are those of an object. A `null` is none.
+/// Returns the items of an answer as they are written, each with its name if they are those of an object. A `null` is
+/// none.
 fn items<'a>(answer: &'a str, bulk: &Bulk) -> Result<Items<'a, &'a str>, String> {
     let json = select_by(answer, &bulk.items, "items")?;
     let not_json = |error: serde_json::Error| format!("is not JSON: {error}");
