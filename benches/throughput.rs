@@ -144,8 +144,8 @@ async fn run_whole(upstream: &Upstream, name: &'static str, source: &str, unchan
     let jobs = JobsFolder::new().upstreams(&format!("[upstream]\nurl = \"{}\"\n", upstream.url)).job(
         "entry",
         &format!(
-            "key = \"entry:{{id}}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nupstream = \"upstream\"\n{source}\n[entries]\n\
-             feed = {{ upstream = \"upstream\", path = \"/ids\" }}\n"
+            "key = \"entry:{{id}}\"\nttl = \"1h\"\n[source]\nkind = \"http\"\nupstream = \"upstream\"\n{source}\n\
+             [entries]\nfeed = {{ upstream = \"upstream\", path = \"/ids\" }}\n"
         ),
     );
     let concurrency = CONCURRENCY.to_string();

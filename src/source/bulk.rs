@@ -236,14 +236,15 @@ fn parts(request: &ManyRequest<'_>, answer: &Body) -> Result<Vec<Part>, FetchErr
     Ok(found.into_iter().map(part).map(Part).collect())
 }
 
-/// Items of an answer as they are written, and the names of those of an object.
-type Items<'a> = Vec<(Option<Cow<'a, str>>, &'a RawValue)>;
+/// Items of an answer, and the names of those of an object.
+type Items<'a, T> = Vec<(Option<Cow<'a, str>>, T)>;
 
-/// Returns the items of an answer, each with its name if they are those of an object. A `null` is none.
-fn items<'a>(answer: &'a str, bulk: &Bulk) -> Result<Vec<(Option<Cow<'a, str>>, &'a str)>, String> {
+/// Returns the items of an answer as they are written, each with its name if they are those of an object. A `null` is
+/// none.
+fn items<'a>(answer: &'a str, bulk: &Bulk) -> Result<Items<'a, &'a str>, String> {
     let json = select_by(answer, &bulk.items, "items")?;
     let not_json = |error: serde_json::Error| format!("is not JSON: {error}");
-    let items: Items<'a> = if json.starts_with('[') {
+    let items: Items<'a, &'a RawValue> = if json.starts_with('[') {
         let items: Vec<&RawValue> = serde_json::from_str(json).map_err(not_json)?;
         items.into_iter().map(|item| (None, item)).collect()
     } else if json.starts_with('{') {
@@ -259,7 +260,7 @@ fn items<'a>(answer: &'a str, bulk: &Bulk) -> Result<Vec<(Option<Cow<'a, str>>, 
 struct Fields;
 
 impl<'de> Visitor<'de> for Fields {
-    type Value = Items<'de>;
+    type Value = Items<'de, &'de RawValue>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")

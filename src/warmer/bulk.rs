@@ -5,9 +5,9 @@
 //! themselves; those that have one are asked for together ([`Asker`]), and each commits its part of the answer by
 //! itself.
 //!
-//! Invariant: a group depends on no member. Its steps are a task of their own, which ends with its last member. A member
-//! that leaves, is cancelled or panics leaves its seat, and those with leases wait for the others only as long as the
-//! time for their answer allows. The permit goes back in every case.
+//! Invariant: a group depends on no member. Its steps are a task of their own, which ends with its last member. A
+//! member that leaves, is cancelled or panics leaves its seat, and those with leases wait for the others only as long
+//! as the time for their answer allows. The permit goes back in every case.
 //!
 //! On failure: a panic of the task fails the fetches of the members that wait for it.
 

@@ -104,8 +104,8 @@ impl Attempt<'_> {
         Ok(Ending { outcome, next, reason, failures })
     }
 
-    /// Returns what is left of a wait that began when the entries heard of their answer that were asked for together: so
-    /// they are due together again.
+    /// Returns what is left of a wait that began when the entries heard of their answer that were asked for together:
+    /// so they are due together again.
     fn left_of(&self, wait: Duration) -> Duration {
         self.pace.map_or(wait, |pace| wait.saturating_sub(pace.told.elapsed()))
     }
@@ -178,7 +178,8 @@ fn bounded(reason: &str) -> String {
     format!("{input}{}", excerpt(why, LONGEST_REASON))
 }
 
-/// Counts a failure of a fetch that began at `start`; returns the wait before the retry, by a random number from 0 to 1.
+/// Counts a failure of a fetch that began at `start`; returns the wait before the retry, by a random number from 0
+/// to 1.
 ///
 /// A fetch that an invalidation brings before the retry's time is none of the job's attempts, and leaves that time as
 /// it is. A retry that is later than any can be was noted by a clock that ran ahead.

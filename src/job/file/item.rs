@@ -6,8 +6,8 @@ use super::spelling::has_names;
 use crate::job::{KeyPattern, Template};
 use std::collections::BTreeMap;
 
-/// Reads `item`: a template over an item for each placeholder that `with` does not give. `constants` are those of `with`,
-/// where there may be any.
+/// Reads `item`: a template over an item for each placeholder that `with` does not give. `constants` are those of
+/// `with`, where there may be any.
 pub(super) fn item(
     field: &Field<'_>,
     key: Option<&KeyPattern>,

@@ -352,7 +352,8 @@ mod tests {
         group.gathered(&AtomicUsize::new(0)).await;
         group.begin_to_wait();
         group.tell(&Ok(()));
-        let answer = tokio::spawn(first.answer(wanted()));
+        let mut answer = JoinSet::new();
+        answer.spawn(first.answer(wanted()));
         group.decided(SOON, LONG).await;
         // The step may have ended before the task ran.
         while group.state().undecided == 2 {
@@ -361,7 +362,7 @@ mod tests {
         assert_eq!(group.ready().len(), 1);
         assert!(late.answer(wanted()).await.is_none(), "it joins another group");
         group.end();
-        let (part, _) = answer.await.unwrap().expect("it was asked for");
+        let (part, _) = answer.join_next().await.unwrap().unwrap().expect("it was asked for");
         assert!(matches!(part, Err(Unanswered::Failed(_))), "nobody told it its part");
     }
 

@@ -1,8 +1,8 @@
 //! How many entries one request may ask for.
 //!
-//! A request that is too long, or is refused because of one of its entries, is made again in parts. There is little time
-//! for that, since the entries have their leases. So entries keep the size of their part until they are answered: the
-//! next group in which they are asked for is no larger. Each request thus answers its entries or makes their groups
+//! A request that is too long, or is refused because of one of its entries, is made again in parts. There is little
+//! time for that, since the entries have their leases. So entries keep the size of their part until they are answered:
+//! the next group in which they are asked for is no larger. Each request thus answers its entries or makes their groups
 //! smaller, however few requests the upstream admits.
 
 use std::collections::BTreeMap;
