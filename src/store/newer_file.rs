@@ -1,6 +1,6 @@
 //! Job files of workers that took charge later: an end by an older file is not for good.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use redis::RedisResult;
@@ -43,11 +43,16 @@ impl Store {
     }
 
     /// Returns which of these entries belong to a job whose newest file came within the time of a deploy, by job. For
-    /// entries of no job of this worker: another worker has that file.
+    /// entries of no job of this worker: another one has that file. `known` are the identities of the jobs that running
+    /// workers know.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
-    pub async fn newer_owners(&self, keys: &[EntryKey]) -> RedisResult<BTreeMap<JobName, Vec<EntryKey>>> {
+    pub async fn newer_owners(
+        &self,
+        keys: &[EntryKey],
+        known: &HashSet<String>,
+    ) -> RedisResult<BTreeMap<JobName, Vec<EntryKey>>> {
         let mut ask = redis::cmd("HGETALL");
         ask.arg(self.keys.jobs());
         let texts: Vec<(Vec<u8>, Vec<u8>)> = match ask.query_async(&mut self.redis.clone()).await {
@@ -57,7 +62,8 @@ impl Store {
         let now = self.now().await?;
         let described =
             texts.iter().filter_map(|(name, text)| KnownJob::parse(&String::from_utf8_lossy(name), text).ok());
-        let jobs: KnownJobs = described.filter(|known| now.saturating_since(known.since) < DEPLOY).collect();
+        let is_newer = |job: &KnownJob| now.saturating_since(job.since) < DEPLOY && known.contains(&job.identity());
+        let jobs: KnownJobs = described.filter(is_newer).collect();
         let mut owners: BTreeMap<JobName, Vec<EntryKey>> = BTreeMap::new();
         for key in keys {
             if let Some((job, _)) = jobs.owner(key.as_str()) {

@@ -91,7 +91,7 @@ async fn an_entry_invalidated_in_flight_is_fetched_again_alone() {
 async fn rechecks_of_many_entries_share_their_requests() {
     let (redis, upstream) = both().await;
     let museum = Museum::of(upstream, names(1_000));
-    let rest = listed(&names(1_000)).replace("[\"10m\"]", "[\"1s\", \"2s\"]");
+    let rest = listed(&names(1_000)).replace("[\"10m\"]", "[\"4s\"]");
     let jobs = jobs(&museum.upstream, BY_NAME, &bulk(1_000), &rest);
     let _worker = samovar(["worker"]).redis(&redis).jobs(&jobs).spawn();
     served(&redis, &names(1_000), 1).await;
@@ -99,9 +99,9 @@ async fn rechecks_of_many_entries_share_their_requests() {
     let first = museum.groups().len();
     let parts = Parts::of(&redis).await;
     parts.invalidate("{\"jobs\": [\"art\"]}").await;
-    eventually("each is fetched, and rechecked twice", async || {
+    eventually("each is fetched, and rechecked", async || {
         let asked = museum.groups()[first..].iter().map(Vec::len).sum::<usize>();
-        if asked >= 3_000 { Ok(()) } else { Err(asked) }
+        if asked >= 2_000 { Ok(()) } else { Err(asked) }
     })
     .await;
     let sizes: Vec<usize> = museum.groups()[first..].iter().map(Vec::len).collect();
@@ -111,7 +111,7 @@ async fn rechecks_of_many_entries_share_their_requests() {
         fetched += *size;
         fetched > 1_000
     });
-    assert!(rechecks.count() <= 2, "more than one request for each recheck of all: {sizes:?}");
+    assert!(rechecks.count() <= 2, "many requests for a recheck of all: {sizes:?}");
 }
 
 #[tokio::test]

@@ -77,9 +77,10 @@ fn jobs(upstream: &Upstream, path: &str, source: &str, rest: &str) -> JobsFolder
     )
 }
 
-/// The usual lines of a source for so many entries at once.
+/// The usual lines of a source for so many entries at once. An entry waits for company for longer than usual, since a
+/// machine under load puts entries on the queue slowly.
 fn bulk(size: usize) -> String {
-    format!("bulk = {size}\nitems = \"/data\"\nitem = {{ name = \"{{{{ value.id }}}}\" }}")
+    format!("bulk = {size}\nwait = \"300ms\"\nitems = \"/data\"\nitem = {{ name = \"{{{{ value.id }}}}\" }}")
 }
 
 /// The lines of a job that keeps these entries warm, and rechecks none of them during a test.

@@ -75,8 +75,10 @@ pub(super) fn due(engine: &Engine, before: &Db, after: &Db, call: &Call) -> Step
             "scheduled" if priority > 0 => is.state == "urgent" && is.priority == priority && stays(is),
             "scheduled" => {
                 let anew = strength(trigger) > strength(was.trigger) && at <= now;
-                let expected = if at < was.at || anew { at.max(earliest) } else { was.at };
-                is.at == expected && stays(is) && takes(is) && is.state == "scheduled"
+                let moves = at < was.at || anew;
+                let expected = if moves { at.max(earliest) } else { was.at };
+                let may_change = moves || may_take || is == was;
+                is.at == expected && stays(is) && takes(is) && is.state == "scheduled" && may_change
             }
             state => {
                 let must = override_ && (state == "running" || was.priority < priority)

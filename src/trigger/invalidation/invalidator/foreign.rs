@@ -1,16 +1,18 @@
 //! Entries of no job here, in a message that no other worker hears of: while workers with new job files replace old
 //! ones, they may belong to a file that this worker does not have.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use futures_util::future::join_all;
 use redis::RedisResult;
 
 use super::{ABREAST, Invalidator, Order, pass_over, trigger};
 use crate::agenda::When;
-use crate::entry::EntryKey;
+use crate::entry::{EntryKey, JobName};
 use crate::protocol::{Action, Handled};
+use crate::redis::is_of_keys;
 use crate::store::Removal;
+use crate::trigger::invalidation::known_to_workers;
 
 impl Invalidator {
     /// Handles entries that belong to no job here. Those of a newer file are marked and made due: a worker with that
@@ -29,7 +31,7 @@ impl Invalidator {
         }
         let mut due = match order.action {
             Action::Evict => BTreeMap::new(),
-            Action::Refresh | Action::Warm => self.store.newer_owners(&keys).await?,
+            Action::Refresh | Action::Warm => self.newer_owners(&keys).await?,
         };
         if order.action != Action::Warm {
             let newer: Vec<&EntryKey> = due.values().flatten().collect();
@@ -47,6 +49,16 @@ impl Invalidator {
             pass_over(self.agenda.put(job, &*entries, when, trigger(order.action)).await, job)?;
         }
         Ok(())
+    }
+
+    /// Returns which of these entries belong to a newer file that another worker has, by job.
+    async fn newer_owners(&self, keys: &[EntryKey]) -> RedisResult<BTreeMap<JobName, Vec<EntryKey>>> {
+        let now = self.store.now().await?;
+        let known = match known_to_workers(&mut self.redis.clone(), &self.keys, now).await {
+            Err(e) if is_of_keys(&e) => HashSet::new(),
+            known => known?,
+        };
+        self.store.newer_owners(keys, &known).await
     }
 
     /// Returns the entries that have a lease, or a value of Samovar's.
