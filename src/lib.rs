@@ -12,6 +12,8 @@ pub mod cli;
 #[cfg(feature = "worker")]
 pub mod worker;
 #[cfg(feature = "worker")]
+pub mod console;
+#[cfg(feature = "worker")]
 pub mod admin;
 #[cfg(feature = "worker")]
 pub mod ops;

@@ -8,9 +8,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The top-level modules, each above all that it may import.
-const FLOORS: [&str; 18] = [
+const FLOORS: [&str; 19] = [
     "cli",
     "worker",
+    "console",
     "admin",
     "ops",
     "trigger",

@@ -2,6 +2,7 @@
 //!
 //! None of them needs a worker in the same process: all go through Redis.
 
+pub mod audit;
 mod budget;
 mod census;
 mod clear;
@@ -9,6 +10,7 @@ mod dead;
 pub mod descriptions;
 mod effect;
 mod entry;
+pub mod explain;
 mod failing;
 mod files;
 mod fleet;
@@ -21,6 +23,7 @@ mod plan;
 pub mod status;
 mod wanted;
 mod warm;
+pub mod words;
 
 use std::sync::Arc;
 

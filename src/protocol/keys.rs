@@ -125,7 +125,7 @@ impl Keys {
             | "{suspect}:dealt"
             | "jobs"
             | "list" => Some("hash"),
-            "inbox" => Some("stream"),
+            "inbox" | "audit" => Some("stream"),
             _ if kind.starts_with("refused:") => Some("string"),
             _ => kind.starts_with("fetched:").then_some("hash"),
         }
@@ -159,6 +159,7 @@ impl Keys {
             self.sweep_lock(),
             self.acknowledged(),
             self.inbox(),
+            self.audit(),
             self.stamps(),
             self.tagged(),
             self.clock(),
@@ -436,6 +437,11 @@ impl Keys {
     /// The stream of durable invalidations.
     pub fn inbox(&self) -> String {
         format!("{}:inbox", self.prefix)
+    }
+
+    /// The audit log: a stream of what people changed, see [`crate::ops::audit`].
+    pub fn audit(&self) -> String {
+        format!("{}:audit", self.prefix)
     }
 
     /// The state of an upstream: rate and breaker (a hash), the permits in use (a sorted set, score = when they

@@ -16,7 +16,7 @@ use crate::support::{Art, Parts, Reply, TestRedis, Upstream, WorkerProcess, even
 
 /// All keys that begin with Samovar's prefix, by kind, without the locks of services and their numbers, which no test
 /// of one job has.
-const KINDS: [&str; 38] = [
+const KINDS: [&str; 39] = [
     "samovar:lease:*",
     "samovar:meta:*",
     "samovar:tag:*",
@@ -51,6 +51,7 @@ const KINDS: [&str; 38] = [
     "samovar:sweep",
     "samovar:retrier",
     "samovar:inbox",
+    "samovar:audit",
     "samovar:acknowledged",
     "samovar:{suspect}*",
     "samovar:{schedules}*",
