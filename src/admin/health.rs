@@ -24,7 +24,7 @@ pub(crate) struct Readiness {
     /// `healthy`; `degraded` if single jobs or steps fail and the rest works; or `unhealthy`.
     pub(crate) status: &'static str,
     /// `connected` or `disconnected`.
-    redis: &'static str,
+    pub(crate) redis: &'static str,
     /// `single`, `sentinel` or `cluster`; absent until Redis was reached.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) topology: Option<&'static str>,
@@ -32,14 +32,14 @@ pub(crate) struct Readiness {
     pub(crate) masters: Vec<String>,
     /// The master, if Sentinels name it; absent otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
-    sentinels: Option<Sentinels>,
+    pub(crate) sentinels: Option<Sentinels>,
     /// The faults; empty if there are none.
     pub(crate) reasons: Vec<String>,
     /// Invalidations by pattern, tag or job, or of many keys, that this worker has not finished.
     pub(crate) invalidations_waiting: usize,
     /// The age of the oldest of them, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
-    invalidation_waits_s: Option<u64>,
+    pub(crate) invalidation_waits_s: Option<u64>,
     /// The worker's name; absent until Redis was reached.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) worker: Option<String>,

@@ -94,8 +94,9 @@ pub(super) async fn check(State(check): State<Check>, mut request: Request, next
     response
 }
 
-const ELSEWHERE: &str = "A request that changes something must come from a page of the console itself. Browsers say so \
-                         (Sec-Fetch-Site) over HTTPS, and to localhost; over plain HTTP to another machine they do not.";
+const ELSEWHERE: &str = "A request that changes something must come from a page of the console itself. Browsers say \
+                         so (Sec-Fetch-Site) over HTTPS, and to localhost; over plain HTTP to another machine they \
+                         do not.";
 
 /// Returns `true` unless the browser says that a request comes from a page of this origin. A login changes nothing
 /// yet, so it is refused only if it is known to come from elsewhere.

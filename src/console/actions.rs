@@ -147,9 +147,8 @@ async fn count(screen: &Screen, action: Action, target: &Target) -> Result<Vec<S
             let Some(job) = ops.jobs.jobs.get(name) else { return Err(unknown(name)) };
             let page = ops.absent(job, 0, None).await?;
             let [missing, wanted] = [page.total, page.wanted].map(|count| grouped(count as u64));
-            vec![format!(
-                "{missing} of {wanted} wanted entries have no value, and are fetched within the limits of their upstreams."
-            )]
+            let limits = "they are fetched within the limits of their upstreams";
+            vec![format!("{missing} of {wanted} wanted entries have no value; {limits}.")]
         }
         Action::Warm => vec!["The entry is fetched before all other work, if it has no value.".to_owned()],
         Action::Pause => vec![
@@ -163,8 +162,11 @@ async fn count(screen: &Screen, action: Action, target: &Target) -> Result<Vec<S
         }
         Action::Retry => {
             let letters = screen.letters(target).await?;
-            let letters = grouped(letters.len() as u64);
-            vec![format!("{letters} entries are tried again at once, with all their attempts: {}", target.cause)]
+            let entries = match letters.len() {
+                1 => "1 entry is".to_owned(),
+                many => format!("{} entries are", grouped(many as u64)),
+            };
+            vec![format!("{entries} tried again at once, with all attempts: {}", target.cause)]
         }
     })
 }
@@ -174,16 +176,18 @@ fn effect_of(action: Action, effect: &DryRun) -> Vec<String> {
     let mut said: Vec<String> = jobs
         .iter()
         .map(|(job, plan)| {
-            let [entries, fetches, calls] = [plan.entries, plan.fetches, plan.ai_calls].map(|count| grouped(count as u64));
+            let [entries, fetches, calls] =
+                [plan.entries, plan.fetches, plan.ai_calls].map(|count| grouped(count as u64));
             match action {
                 Action::Evict => format!("{job}: the values of {entries} entries are removed at once."),
-                _ => format!("{job}: {entries} entries, {fetches} requests and {calls} AI calls at most. Values are served until the new ones land."),
+                _ => format!("{job}: {entries} entries, {fetches} requests and {calls} AI calls at most."),
             }
         })
         .collect();
-    if action == Action::Evict {
-        said.push("Nothing is fetched before the next warmup or demand.".to_owned());
-    }
+    said.push(match action {
+        Action::Evict => "Nothing is fetched before the next warmup or demand.".to_owned(),
+        _ => "Values are served until the new ones land.".to_owned(),
+    });
     for dependant in &effect.effect.dependants {
         said.push(format!("Entries of {dependant} are made from these, and are made again where these change."));
     }

@@ -8,7 +8,7 @@ use axum::response::IntoResponse;
 use maud::{Markup, html};
 use serde::Deserialize;
 
-use super::page::{Failure, Page, Screen, Tab, job_link, query, text};
+use super::page::{Failure, Page, Screen, Tab, job_link, next_page, query, text};
 use crate::entry::UpstreamName;
 use crate::job::Rate;
 use crate::ops::words::grouped;
@@ -90,7 +90,7 @@ fn view(rows: &[Row], loads: &[Load], now: RedisTime, next: Option<&str>) -> Mar
             "A triangle marks the next warmup, which may add entries that are missing."
         }
         (heat_map(rows, now))
-        @if let Some(next) = next { p { a rel="next" href=(format!("/console/agenda?after={}", query(next))) { "Next jobs" } } }
+        @if let Some(next) = next { (next_page(&format!("/console/agenda?after={}", query(next)), "Next jobs")) }
         section aria-labelledby="loads" {
             h2 #loads { "Requests to each upstream" }
             p.note {
@@ -112,7 +112,9 @@ fn heat_map(rows: &[Row], now: RedisTime) -> Markup {
                 caption { "From " (now.utc()) ", a cell a minute; the darkest has " (grouped(most)) " entries" }
                 thead { tr {
                     th scope="col" { "Job" } th.num scope="col" { "Next hour" }
-                    th scope="col" { span.axis { span { "now" } span { "15 min" } span { "30 min" } span { "45 min" } span { "60" } } }
+                    th scope="col" {
+                        span.axis { @for at in ["now", "15 min", "30 min", "45 min", "60"] { span { (at) } } }
+                    }
                 } }
                 tbody {
                     @for row in rows {
@@ -158,6 +160,11 @@ fn shade(count: u64, most: u64) -> u64 {
     if count == 0 { 0 } else { count.min(most).saturating_mul(SHADES).div_ceil(most.max(1)) }
 }
 
+/// Returns a chart in words.
+fn told_of(most: u64) -> String {
+    format!("Requests by minute; the tallest bar or the line is {}", grouped(most))
+}
+
 fn chart(load: &Load) -> Markup {
     let most = load.counts.iter().copied().chain(load.limit).max().unwrap_or(0).max(1);
     let height = |count: u64| usize::try_from(u128::from(count) * CHART as u128 / u128::from(most)).unwrap_or(CHART);
@@ -171,11 +178,12 @@ fn chart(load: &Load) -> Markup {
                     (Some(rate), Some(limit)) => { (rate) ", " (grouped(limit)) " in a minute; " }
                     _ => { "no rate is set; " }
                 }
-                @if over > 0 { span.bad { "overload in " (over) @if over == 1 { " minute" } @else { " minutes" } } } @else if load.limit.is_some() { "no overload" }
-                @else { "most " (grouped(most)) " in a minute" }
+                @if over > 0 {
+                    span.bad { "overload in " (over) @if over == 1 { " minute" } @else { " minutes" } }
+                } @else if load.limit.is_some() { "no overload" } @else { "most " (grouped(most)) " in a minute" }
             }
             div.scroll tabindex="0" role="region" aria-label=(format!("Requests to {}", text(&load.upstream))) {
-                svg.chart role="img" aria-label=(format!("Requests by minute; the tallest bar or the line is {}", grouped(most)))
+                svg.chart role="img" aria-label=(told_of(most))
                     width=(width) height=(CHART + 4) viewBox=(format!("0 0 {width} {}", CHART + 4)) {
                     @for (minute, count) in load.counts.iter().enumerate() {
                         @let allowed = load.limit.map_or(*count, |limit| (*count).min(limit));
@@ -185,7 +193,8 @@ fn chart(load: &Load) -> Markup {
                                 title { "in " (minute) " min: " (grouped(*count)) }
                             }
                             @if whole > part {
-                                rect.over x=(minute * CELL) y=(CHART + 2 - whole) width=(CELL - 1) height=(whole - part) {
+                                rect.over x=(minute * CELL) y=(CHART + 2 - whole) width=(CELL - 1)
+                                    height=(whole - part) {
                                     title { "in " (minute) " min: " (grouped(*count - allowed)) " too many" }
                                 }
                             }

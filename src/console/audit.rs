@@ -5,7 +5,7 @@ use axum::response::IntoResponse;
 use maud::{Markup, html};
 use serde::Deserialize;
 
-use super::page::{Failure, Page, Screen, Tab, query, text};
+use super::page::{Failure, Page, Screen, Tab, next_page, query, text};
 use crate::ops::audit::{KEPT, Record};
 use crate::ops::words::grouped;
 
@@ -58,6 +58,6 @@ fn view(records: &[Record]) -> Markup {
                 }
             }
         }
-        @if let Some(last) = next { p { a rel="next" href=(format!("/console/audit?before={}", query(&last.id))) { "Earlier" } } }
+        @if let Some(last) = next { (next_page(&format!("/console/audit?before={}", query(&last.id)), "Earlier")) }
     }
 }

@@ -7,7 +7,9 @@ use axum::response::IntoResponse;
 use maud::{Markup, html};
 use serde::Deserialize;
 
-use super::page::{Failure, Page, Screen, Tab, distance, entry_link, job_link, past, query, retry_link, text, unknown};
+use super::page::{
+    Failure, Page, Screen, Tab, distance, entry_link, job_link, next_page, past, query, retry_link, text, unknown,
+};
 use crate::admin::Rights;
 use crate::ops::words::grouped;
 use crate::ops::{Dead, Letters, Ops};
@@ -66,7 +68,7 @@ fn view(letters: &Letters, filter: &Filter, now: RedisTime, rights: Rights, ops:
         }
         @for ((job, cause), letters) in &groups { (group(job, cause, letters, now, rights, ops)) }
         @if let Some(next) = letters.next {
-            p { a rel="next" href=(format!("/console/dead?job={}&from={next}", query(&filter.job))) { "Next page" } }
+            (next_page(&format!("/console/dead?job={}&from={next}", query(&filter.job)), "Next page"))
         }
     }
 }
@@ -82,7 +84,9 @@ fn group(job: &str, cause: &str, letters: &[&Dead], now: RedisTime, rights: Righ
             @if rights.act { div.actions { (retry_link(job, cause)) } }
             div.scroll tabindex="0" role="region" aria-label=(format!("Dead letters of {job}")) {
                 table {
-                    thead { tr { th scope="col" { "Key" } th scope="col" { "Given up" } th scope="col" { "Tried again" } } }
+                    thead { tr {
+                        th scope="col" { "Key" } th scope="col" { "Given up" } th scope="col" { "Tried again" }
+                    } }
                     tbody {
                         @for letter in letters.iter().take(NAMED) {
                             tr {

@@ -86,7 +86,11 @@ fn view(entry: &Entry, facts: &[Fact], rights: Rights, bytes: u64) -> Markup {
         section aria-labelledby="why" {
             h2 #why { "Why it is what it is" }
             (timeline(entry))
-            dl.facts { @for fact in facts.iter().filter(|fact| is_shown(fact, rights)) { dt { (fact.what) } dd { (text(&fact.text)) } } }
+            dl.facts {
+                @for fact in facts.iter().filter(|fact| is_shown(fact, rights)) {
+                    dt { (fact.what) } dd { (text(&fact.text)) }
+                }
+            }
         }
         section aria-labelledby="value" { h2 #value { "Value" } (value(&shown)) }
     }

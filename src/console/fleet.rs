@@ -70,8 +70,15 @@ fn view(fleet: &Fleet) -> Markup {
             @match &fleet.living {
                 None => { p.bad { "The live workers are unknown: their record cannot be read." } }
                 Some(living) => {
-                    p { (living.len()) " live. This one has version " (env!("CARGO_PKG_VERSION")) "; workers do not tell others theirs." }
-                    ul.keys { @for worker in living { li.key { (text(worker)) @if *worker == fleet.worker { " (this one)" } } } }
+                    p {
+                        (living.len()) " live. This one has version " (env!("CARGO_PKG_VERSION"))
+                        "; workers do not tell others theirs."
+                    }
+                    ul.keys {
+                        @for worker in living {
+                            li.key { (text(worker)) @if *worker == fleet.worker { " (this one)" } }
+                        }
+                    }
                 }
             }
             @for refused in &fleet.status.refused_reloads { p.bad { (text(&words::refusal(refused, fleet.now))) } }
@@ -80,7 +87,7 @@ fn view(fleet: &Fleet) -> Markup {
         }
         section aria-labelledby="redis" {
             h2 #redis { "Redis" }
-            p { (text(&fleet.servers.to_string())) "." }
+            p { "Topology: " (text(&fleet.servers.to_string())) "." }
             @for (what, addresses) in [("Replicas", &fleet.servers.replicas), ("Sentinels", &fleet.servers.sentinels)] {
                 @if !addresses.is_empty() { p { (what) ": " (text(&addresses.join(", "))) } }
             }
@@ -88,7 +95,8 @@ fn view(fleet: &Fleet) -> Markup {
                 table {
                     thead { tr {
                         th scope="col" { "Master" } th scope="col" { "Version" } th.num scope="col" { "Memory" }
-                        th.num scope="col" { "Limit, bytes" } th scope="col" { "Policy" } th.num scope="col" { "Evicted" }
+                        th.num scope="col" { "Limit, bytes" } th scope="col" { "Policy" }
+                        th.num scope="col" { "Evicted" }
                         th.num scope="col" { "Clients" } th.num scope="col" { "Up, s" }
                     } }
                     tbody { @for (address, info) in &fleet.masters { (master(address, info.as_ref())) } }

@@ -9,7 +9,8 @@ use serde::Deserialize;
 
 use super::jobs::state;
 use super::page::{
-    Failure, Page, Screen, Tab, action_link as act, distance, entry_link, figure, number, past, query, text, unknown,
+    Failure, Page, Screen, Tab, action_link as act, distance, entry_link, figure, next_page, number, past, query, text,
+    unknown,
 };
 use crate::admin::Rights;
 use crate::agenda::{Due, State};
@@ -104,7 +105,10 @@ fn actions(status: &JobStatus) -> Markup {
     html! {
         div.actions role="group" aria-label="Actions" {
             (act("warm", "job", job, "Warm what is missing…"))
-            @if status.paused_ms.is_some() { (act("resume", "job", job, "Resume…")) } @else { (act("pause", "job", job, "Pause…")) }
+            @match status.paused_ms {
+                Some(_) => (act("resume", "job", job, "Resume…")),
+                None => (act("pause", "job", job, "Pause…")),
+            }
             (act("invalidate", "job", job, "Refresh all…"))
             (act("evict", "job", job, "Remove all values…"))
         }
@@ -112,13 +116,17 @@ fn actions(status: &JobStatus) -> Markup {
 }
 
 fn figures(status: &JobStatus) -> Markup {
-    let counted = status.warm_counted_ms.map(|at| format!("as of {}", at.utc()));
-    let counted = counted.as_deref().or(Some("not counted yet"));
     html! {
+        p.note {
+            @match status.warm_counted_ms {
+                Some(at) => { "Warm, wanted and beyond their TTL: as of the count of " (at.utc()) "." }
+                None => { "The entries are not counted yet." }
+            }
+        }
         dl.figures {
-            (figure("Warm", &number(status.warm), counted))
-            (figure("Wanted", &number(status.wanted), counted))
-            (figure("Beyond their TTL", &number(status.old), counted))
+            (figure("Warm", &number(status.warm), None))
+            (figure("Wanted", &number(status.wanted), None))
+            (figure("Beyond their TTL", &number(status.old), None))
             (figure("Due", &number(Some(status.due)), None))
             (figure("In flight", &number(Some(status.in_flight)), None))
             (figure("Dead letters", &html! {
@@ -160,7 +168,9 @@ fn outcomes(status: &JobStatus, now: RedisTime) -> Markup {
                         "Since the counters began"
                         @if let Some(since) = status.usage.since_ms { ", " (past(RedisTime::from_millis(since), now)) }
                     }
-                    thead { tr { th scope="col" { "Outcome" } th.num scope="col" { "Entries" } th.num scope="col" { "Share, %" } } }
+                    thead { tr {
+                        th scope="col" { "Outcome" } th.num scope="col" { "Entries" } th.num scope="col" { "Share, %" }
+                    } }
                     tbody {
                         @for (outcome, count) in &status.outcomes {
                             tr { th scope="row" { (outcome) } td.num { (grouped(*count)) }
@@ -195,7 +205,7 @@ fn of_agenda(status: &JobStatus, Entries { found, from }: &Entries, now: RedisTi
                 }
             }
             @if found.len() == ENTRIES {
-                p { a rel="next" href=(format!("/console/jobs/{}?from={}", status.job, from + ENTRIES)) { "Next page" } }
+                (next_page(&format!("/console/jobs/{}?from={}", status.job, from + ENTRIES), "Next page"))
             }
         }
     }

@@ -1,16 +1,16 @@
 //! The list of jobs.
 
+use std::time::Duration;
+
 use axum::extract::Query;
 use axum::response::IntoResponse;
 use maud::{Markup, html};
 use serde::Deserialize;
 
 use super::live::Snapshot;
-use super::page::{Failure, Page, Screen, Tab, distance, job_link, number, text};
+use super::page::{Failure, Page, Screen, Tab, distance, job_link, next_page, number, query, text};
 use crate::entry::duration;
 use crate::ops::status::JobStatus;
-use std::time::Duration;
-
 /// The jobs on one page.
 const SHOWN: usize = 100;
 
@@ -68,8 +68,8 @@ fn view(snapshot: &Snapshot, filter: &Filter) -> Markup {
             }
         }
         @if let Some(next) = next {
-            p { a rel="next" href=(format!("/console/jobs?name={}&state={}&after={}", super::page::query(&filter.name),
-                filter.state, super::page::query(&next))) { "Next page" } }
+            @let [name, state, after] = [&filter.name, &filter.state, &next].map(|text| query(text));
+            (next_page(&format!("/console/jobs?name={name}&state={state}&after={after}"), "Next page"))
         }
     }
 }

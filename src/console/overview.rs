@@ -105,6 +105,7 @@ fn view(snapshot: &Snapshot) -> Markup {
     let (mood, sentence) = sums.sentence(snapshot);
     let counted = snapshot.jobs.iter().find_map(|job| job.warm_counted_ms);
     let workers = snapshot.jobs.iter().find_map(|job| job.workers).map(|workers| workers as u64);
+    let waiting = snapshot.health.invalidations_waiting as u64;
     html! {
         p.sentence.(mood.class()) role="status" { (sentence) }
         @if !snapshot.health.reasons.is_empty() {
@@ -143,7 +144,7 @@ fn view(snapshot: &Snapshot) -> Markup {
             h2 #fleet { "Fleet" }
             dl.figures {
                 (figure("Workers", &number(workers), None))
-                (figure("Invalidations waiting here", &number(Some(snapshot.health.invalidations_waiting as u64)), None))
+                (figure("Invalidations waiting", &number(Some(waiting)), Some("bulk, of this worker")))
             }
         }
         (closed(snapshot))

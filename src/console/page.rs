@@ -91,7 +91,10 @@ impl Screen {
                     div.head {
                         h1 { (page.title) }
                         @if let Some(at) = page.as_of {
-                            p.asof { "As of " time datetime=(iso(at)) { (at.utc()) } @if page.is_live { span #live {} } }
+                            p.asof {
+                                "As of " time datetime=(iso(at)) { (at.utc()) }
+                                @if page.is_live { span #live {} }
+                            }
                         }
                     }
                     (content)
@@ -161,6 +164,11 @@ pub(super) fn number(number: Option<u64>) -> Markup {
 /// Returns a figure with its name.
 pub(super) fn figure(name: &str, value: &Markup, note: Option<&str>) -> Markup {
     html! { div.figure { dt { (name) } dd { (value) @if let Some(note) = note { small { (note) } } } } }
+}
+
+/// Returns a link to the next page of a list.
+pub(super) fn next_page(url: &str, words: &str) -> Markup {
+    html! { p { a rel="next" href=(url) { (words) } } }
 }
 
 /// Returns a link to the screen of a job.

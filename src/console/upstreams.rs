@@ -20,7 +20,7 @@ fn view(snapshot: &Snapshot, parts: &Parts) -> Markup {
     html! {
         div.scroll tabindex="0" role="region" aria-labelledby="caption" {
             table {
-                caption #caption { (snapshot.upstreams.len()) " upstreams; in flight: of this worker, the rest of the fleet" }
+                caption #caption { (snapshot.upstreams.len()) " upstreams; the requests in flight are this worker's" }
                 thead { tr {
                     th scope="col" { "Upstream" } th scope="col" { "State" } th.num scope="col" { "In flight" }
                     th.num scope="col" { "At once" } th scope="col" { "Rate" } th scope="col" { "Token budget" }

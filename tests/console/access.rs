@@ -7,8 +7,11 @@ use samovar::console::{Needs, ROUTES};
 use super::{Answer, Console, OWNER, VIEWER, both, filled, send, with_roles};
 use crate::support::{Art, readable_key, talkative};
 
+/// The fields of a form.
+type Fields = &'static [(&'static str, &'static str)];
+
 /// Each route with a path that leads to it, the fields of its form, and the right that it needs.
-const EXPECTED: &[(&str, &str, &str, &[(&str, &str)], Needs)] = &[
+const EXPECTED: &[(&str, &str, &str, Fields, Needs)] = &[
     ("GET", "/console/style.css", "/console/style.css", &[], Needs::Nothing),
     ("GET", "/console/script.js", "/console/script.js", &[], Needs::Nothing),
     ("GET", "/console/icon.svg", "/console/icon.svg", &[], Needs::Nothing),

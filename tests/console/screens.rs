@@ -75,7 +75,7 @@ async fn what_is_changed_is_in_the_audit_log_and_happens() {
     let job = &crate::support::job();
     let cause = parts_cause(&parts, job).await;
     let asked = console.page(&owner, &format!("/console/ask/retry?job=art&cause={}", encoded(&cause))).await;
-    assert!(asked.contains("1 entries are tried again"), "{asked}");
+    assert!(asked.contains("1 entry is tried again"), "{asked}");
     console.act(&owner, "retry", &[("job", "art"), ("cause", &cause)]).await;
     readable_key(&redis, "art:bad").await;
 
