@@ -2,8 +2,8 @@
 //!
 //! Pages are made on the server from what `ops` and `admin` know, and need no script. While somebody looks, one poller
 //! reads the state of the fleet for all tabs (`live`); otherwise the console sends no command. `routes` lists each
-//! route with the right that it needs, and `access` checks them. A screen is a file with a handler, which asks `ops`, and a
-//! view, which turns the answer into markup.
+//! route with the right that it needs, and `access` checks them. A screen is a file with a handler, which asks `ops`,
+//! and a view, which turns the answer into markup.
 
 mod access;
 mod actions;
