@@ -48,6 +48,7 @@ demo: setup ## Watch it work for a minute, with a Redis of its own: make demo AR
 
 test: setup $(VENV)/installed $(NODE)/installed ## Run all tests, on Redis servers that they start themselves
 	@./scripts/install-faketime.sh
+	@./scripts/install-chromium.sh
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 		set -x; export SAMOVAR_SIMULATED_SEEDS=$(SIMULATED); \
 		$(CARGO) nextest run --locked --no-fail-fast $(TESTED) $(ARGS) && $(CARGO) test --locked $(TESTED) --doc; \

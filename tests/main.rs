@@ -19,6 +19,7 @@ mod codecs;
 mod commands;
 mod compose;
 mod connection;
+mod console;
 mod consistency;
 mod cron;
 mod demo;

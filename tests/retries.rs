@@ -174,7 +174,8 @@ fn only_jobs_that_cost_nothing_are_tried_again() {
         (format!("{name}.toml"), text)
     };
     let upstream = |name: &str, more: &str| format!("[{name}]\nurl = \"http://127.0.0.1:1\"\n{more}\n");
-    let upstreams = upstream("museum", "") + &upstream("openai", "") + &upstream("budgeted", "tokens = \"1000/hour\"");
+    let upstreams =
+        [upstream("museum", ""), upstream("openai", ""), upstream("budgeted", "tokens = \"1000/hour\"")].concat();
     let files = [
         job("free", http, ""),
         job("story", ai, ""),

@@ -158,6 +158,10 @@ impl<'a> Fleet<'a> {
             listen: Listen::Off,
             hosts: Vec::new(),
             token: None,
+            viewer_token: None,
+            viewer_values: false,
+            read_only: false,
+            title: None,
             log: LogFilter::default(),
             log_format: LogFormat::default(),
         };

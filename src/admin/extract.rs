@@ -34,7 +34,7 @@ impl FromRequestParts<Arc<Admin>> for Fleet {
     async fn from_request_parts(request: &mut request::Parts, admin: &Arc<Admin>) -> Result<Self, Problem> {
         let reason = || format!("the worker waits for Redis at {}", admin.redis);
         let parts = admin.parts().ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, reason()))?;
-        let trusted = guard::entitled(admin, &request.headers).is_ok();
+        let trusted = guard::sees_reasons(admin, &request.headers);
         Ok(Self { admin: Arc::clone(admin), parts, trusted })
     }
 }

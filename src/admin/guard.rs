@@ -12,13 +12,12 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use subtle::ConstantTimeEq;
-use tracing::info;
+use tracing::{info, warn};
 
-use super::Admin;
 use super::problem::Problem;
-use crate::config::Secret;
+use super::{Admin, Role};
 use crate::entry::duration;
+use crate::ops::audit_log::Change;
 
 /// The timeout of an answer.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -32,7 +31,8 @@ pub(super) async fn everybody(State(admin): State<Arc<Admin>>, request: Request,
     }
     let path = request.uri().path();
     let probe = is_probe(path);
-    let time = if path == "/warm" || path.starts_with("/redis/clear") { WORK } else { ANSWER };
+    let is_work = path == "/warm" || path.starts_with("/redis/clear") || path.starts_with("/console/do/");
+    let time = if is_work { WORK } else { ANSWER };
     let room = admin.room.try_acquire();
     if room.is_err() && !probe {
         return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once; try again").into_response();
@@ -45,37 +45,75 @@ pub(super) async fn everybody(State(admin): State<Arc<Admin>>, request: Request,
 
 /// The checks of requests that change or fetch something, or show values.
 pub(super) async fn owner(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
-    if let Err(problem) = entitled(&admin, request.headers()) {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let changes = method != Method::GET && method != Method::HEAD;
+    if let Err(problem) = entitled(&admin, request.headers(), changes) {
         return problem.into_response();
     }
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    if changes && !is_of_programs(&path) {
+        record(&admin, request.headers(), &method, &path).await;
+    }
     let response = next.run(request).await;
-    if method != Method::GET && method != Method::HEAD {
+    if changes {
         info!(%method, path, status = response.status().as_u16(), "HTTP request");
     }
     response
 }
 
-/// Checks that the client may change things, and see values and reasons.
-pub(super) fn entitled(admin: &Admin, headers: &HeaderMap) -> Result<(), Problem> {
-    let Some(token) = &admin.token else {
-        let remedy = "this request changes or fetches something, or shows values, and other machines can connect: set \
-                      SAMOVAR_TOKEN for the worker, or let it listen on 127.0.0.1";
-        return if admin.local { Ok(()) } else { Err(Problem::new(StatusCode::FORBIDDEN, remedy)) };
-    };
-    let shown = headers.get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes);
-    let detail = match shown.map(|shown| is_token(shown, token)) {
-        Some(true) => return Ok(()),
-        Some(false) => "the token is not the worker's SAMOVAR_TOKEN",
-        None => "send the worker's SAMOVAR_TOKEN in a header `Authorization: Bearer …`",
-    };
-    Err(Problem::new(StatusCode::UNAUTHORIZED, detail))
+/// Returns `true` for changes that programs ask for all the time.
+fn is_of_programs(path: &str) -> bool {
+    path == "/warm" || path == "/invalidate"
 }
 
-/// Compares in constant time for a given length.
-fn is_token(header: &[u8], token: &Secret) -> bool {
-    let Some((scheme, shown)) = header.split_at_checked(7) else { return false };
-    scheme.eq_ignore_ascii_case(b"bearer ") && bool::from(shown.ct_eq(token.expose().as_bytes()))
+/// Notes a change in the audit log. If Redis does not take the note, the change fails as well, or changes nothing of
+/// the fleet.
+async fn record(admin: &Admin, headers: &HeaderMap, method: &Method, path: &str) {
+    let Some(parts) = admin.parts() else { return };
+    let who = role(admin, headers).map_or("anybody", Role::as_str);
+    let change = Change {
+        who: who.to_owned(),
+        way: "http".to_owned(),
+        action: method.to_string(),
+        target: path.to_owned(),
+        note: String::new(),
+        worker: parts.worker.to_string(),
+    };
+    if let Err(e) = parts.ops.record(&change).await {
+        warn!(%method, path, "this change is not in the audit log: {e}");
+    }
+}
+
+/// The reason of a refusal while nobody changes anything.
+pub(crate) const READ_ONLY: &str = "nothing is changed over HTTP: this worker runs with --read-only";
+
+/// Returns `true` if the client may see reasons.
+pub(super) fn sees_reasons(admin: &Admin, headers: &HeaderMap) -> bool {
+    admin.access.rights(role(admin, headers)).reasons
+}
+
+/// Returns the role that a client proved with a token. The sessions of the console are not for the API.
+fn role(admin: &Admin, headers: &HeaderMap) -> Option<Role> {
+    if admin.access.has_roles() { admin.access.bearer(headers) } else { admin.access.client(headers).role }
+}
+
+/// Checks that the client may see values or, if it `changes` something, that it may.
+fn entitled(admin: &Admin, headers: &HeaderMap, changes: bool) -> Result<(), Problem> {
+    let (role, access) = (role(admin, headers), &admin.access);
+    let rights = access.rights(role);
+    let forbidden = |detail| Err(Problem::new(StatusCode::FORBIDDEN, detail));
+    let unknown = |detail| Err(Problem::new(StatusCode::UNAUTHORIZED, detail));
+    match role {
+        _ if if changes { rights.act } else { rights.values } => Ok(()),
+        Some(Role::Act) => forbidden(READ_ONLY),
+        Some(Role::Look) if changes => forbidden("SAMOVAR_VIEWER_TOKEN may only look; send SAMOVAR_TOKEN"),
+        Some(Role::Look) => forbidden("values are shown with SAMOVAR_TOKEN only, as SAMOVAR_VIEWER_VALUES is off"),
+        None if !access.has_roles() => forbidden(
+            "this request changes or fetches something, or shows values, and other machines can connect: set \
+             SAMOVAR_TOKEN for the worker, or let it listen on 127.0.0.1",
+        ),
+        None if headers.contains_key(header::AUTHORIZATION) => unknown("the token is not the worker's SAMOVAR_TOKEN"),
+        None => unknown("send the worker's SAMOVAR_TOKEN in a header `Authorization: Bearer …`"),
+    }
 }
 
 fn is_probe(path: &str) -> bool {
@@ -87,10 +125,10 @@ fn own_page(admin: &Admin, request: &Request) -> Result<(), Problem> {
     let headers = request.headers();
     let text = |value: &header::HeaderValue| value.to_str().unwrap_or("\u{fffd}").to_owned();
     let hosts: Vec<String> = headers.get_all(header::HOST).iter().map(text).collect();
-    // A client with the token is not a page that uses DNS rebinding.
-    let shown = admin.token.is_some() && entitled(admin, headers).is_ok();
+    // A client with a token or a session is not a page that uses DNS rebinding.
+    let shown = admin.access.has_roles() && admin.access.client(headers).role.is_some();
     // Scrapers and probes may use any name, and only receive counts.
-    let anybody = !admin.local && (is_probe(request.uri().path()) || request.uri().path() == "/metrics");
+    let anybody = !admin.access.local && (is_probe(request.uri().path()) || request.uri().path() == "/metrics");
     if !shown && !anybody {
         for named in hosts.iter().map(String::as_str).chain(request.uri().authority().map(Authority::as_str)) {
             if !may_be_called(admin, named) {
@@ -108,7 +146,7 @@ fn own_page(admin: &Admin, request: &Request) -> Result<(), Problem> {
 }
 
 fn other_host(admin: &Admin) -> &'static str {
-    if admin.local {
+    if admin.access.local {
         "without a token, only requests to a loopback name (127.0.0.1, ::1, localhost) or a name in SAMOVAR_HOSTS are \
          answered; add the name there, set and send SAMOVAR_TOKEN, or have the proxy send `Host: localhost`"
     } else {
@@ -125,7 +163,7 @@ fn may_be_called(admin: &Admin, authority: &str) -> bool {
     }
     let Some(host) = host(authority) else { return false };
     let is_address = host.parse::<IpAddr>().is_ok();
-    (is_address && !admin.local) || admin.hosts.iter().any(|known| known.eq_ignore_ascii_case(&host))
+    (is_address && !admin.access.local) || admin.access.hosts.iter().any(|known| known.eq_ignore_ascii_case(&host))
 }
 
 /// Returns the host of `host:port`, without the brackets of IPv6 and the dot of the root.

@@ -19,37 +19,37 @@ use crate::redis::requirements::explain;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The health of the worker.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-pub(super) struct Readiness {
+#[derive(Clone, Debug, Default, Serialize, utoipa::ToSchema)]
+pub(crate) struct Readiness {
     /// `healthy`; `degraded` if single jobs or steps fail and the rest works; or `unhealthy`.
-    status: &'static str,
+    pub(crate) status: &'static str,
     /// `connected` or `disconnected`.
-    redis: &'static str,
+    pub(crate) redis: &'static str,
     /// `single`, `sentinel` or `cluster`; absent until Redis was reached.
     #[serde(skip_serializing_if = "Option::is_none")]
-    topology: Option<&'static str>,
+    pub(crate) topology: Option<&'static str>,
     /// The addresses of the masters to which connections lead; empty until they are known.
-    masters: Vec<String>,
+    pub(crate) masters: Vec<String>,
     /// The master, if Sentinels name it; absent otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
-    sentinels: Option<Sentinels>,
+    pub(crate) sentinels: Option<Sentinels>,
     /// The faults; empty if there are none.
-    reasons: Vec<String>,
+    pub(crate) reasons: Vec<String>,
     /// Invalidations by pattern, tag or job, or of many keys, that this worker has not finished.
-    invalidations_waiting: usize,
+    pub(crate) invalidations_waiting: usize,
     /// The age of the oldest of them, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
-    invalidation_waits_s: Option<u64>,
+    pub(crate) invalidation_waits_s: Option<u64>,
     /// The worker's name; absent until Redis was reached.
     #[serde(skip_serializing_if = "Option::is_none")]
-    worker: Option<String>,
+    pub(crate) worker: Option<String>,
     /// Samovar's version.
-    version: &'static str,
+    pub(crate) version: &'static str,
 }
 
 /// The master and the Sentinels that name it.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-pub(super) struct Sentinels {
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct Sentinels {
     /// The address of the master to which connections lead; absent until a Sentinel has named one.
     #[serde(skip_serializing_if = "Option::is_none")]
     master: Option<String>,
@@ -119,6 +119,12 @@ fn word(healthy: bool) -> &'static str {
 }
 
 async fn state(admin: &Admin) -> (StatusCode, Json<Readiness>) {
+    let state = readiness(admin).await;
+    (code(state.status != word(false)), Json(state))
+}
+
+/// Returns the health of the worker.
+pub(crate) async fn readiness(admin: &Admin) -> Readiness {
     let (asked, notices) = tokio::join!(ping(admin), notices(admin));
     let redis = if asked.is_ok() { "connected" } else { "disconnected" };
     let mut reasons: Vec<String> = asked.err().into_iter().collect();
@@ -146,7 +152,7 @@ async fn state(admin: &Admin) -> (StatusCode, Json<Readiness>) {
         None => None,
     };
     let servers = parts.as_ref().map(|parts| parts.ops.redis.servers());
-    let state = Readiness {
+    Readiness {
         status: if ready && !reasons.is_empty() { "degraded" } else { word(ready) },
         redis,
         topology: servers.as_ref().map(|servers| servers.topology),
@@ -157,8 +163,7 @@ async fn state(admin: &Admin) -> (StatusCode, Json<Readiness>) {
         invalidation_waits_s: waits.map(|waits| waits.as_secs()),
         worker: parts.map(|parts| parts.worker.to_string()),
         version: env!("CARGO_PKG_VERSION"),
-    };
-    (code(ready), Json(state))
+    }
 }
 
 /// Readiness: the agenda moves, the heartbeat runs, the subscription is up, Redis answers. Failures of single jobs are

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::http::StatusCode;
+use redis::RedisResult;
 use serde::Serialize;
 
 use super::Parts;
 use super::extract::{Asked, Fleet, Named, Nothing};
 use super::problem::Problem;
 use crate::job::KnownJob;
-use crate::ops::status::{self, JobStatus};
+use crate::ops::status::{self, JobStatus, UpstreamStatus};
 use crate::ops::{Census, unguarded};
 use crate::store::GoneGuard;
 
@@ -52,28 +53,34 @@ async fn census(fleet: &Fleet) -> Result<Option<Arc<Census>>, Problem> {
     Ok(census)
 }
 
-/// Removes what only the owner may see: a reason may quote an upstream's answer.
-fn withhold(fleet: &Fleet, status: &mut JobStatus) {
-    if let Some(last) = status.last.as_mut().filter(|_| !fleet.trusted) {
+/// Removes what not everybody may see: a reason may quote an upstream's answer.
+pub(crate) fn withhold_reasons(status: &mut JobStatus) {
+    if let Some(last) = status.last.as_mut() {
         last.reason = None;
     }
-    if let Some(feed) = status.feed.as_mut().filter(|_| !fleet.trusted) {
+    if let Some(feed) = status.feed.as_mut() {
         (feed.reason, feed.first_skipped) = (None, None);
     }
-    if let Some(outdated) = status.outdated.as_mut().filter(|_| !fleet.trusted) {
+    if let Some(outdated) = status.outdated.as_mut() {
         outdated.reason = None;
     }
 }
 
+/// Removes reasons unless the client may see them.
+fn withhold(fleet: &Fleet, status: &mut JobStatus) {
+    if !fleet.trusted {
+        withhold_reasons(status);
+    }
+}
+
 /// Adds a change that waits long for other workers.
-fn add_waiting(fleet: &Fleet, status: &mut JobStatus) {
-    let remaker = fleet.parts.health.troubles.of("the remaker");
+fn add_waiting(parts: &Parts, status: &mut JobStatus) {
+    let remaker = parts.health.troubles.of("the remaker");
     status.faults.extend(remaker.notice_of(&status.job));
 }
 
 /// Adds values of earlier files, and the state that all jobs share.
-async fn add_fleet(fleet: &Fleet, statuses: &mut [JobStatus], census: Option<&Census>) -> Result<(), Problem> {
-    let parts = &fleet.parts;
+async fn add_fleet(parts: &Parts, statuses: &mut [JobStatus], census: Option<&Census>) -> RedisResult<()> {
     let living = parts.queue.living(parts.dead_after).await;
     if let Some(census) = census {
         parts.ops.add_outdated(statuses, census, &living).await?;
@@ -83,19 +90,29 @@ async fn add_fleet(fleet: &Fleet, statuses: &mut [JobStatus], census: Option<&Ce
     Ok(())
 }
 
-/// Returns the state of all jobs.
-pub(super) async fn statuses(fleet: &Fleet) -> Result<Vec<JobStatus>, Problem> {
-    let parts = &fleet.parts;
-    let census = census(fleet).await?;
+/// Returns the state of all jobs and upstreams, with the keys of the last count, if there was one.
+pub(crate) async fn state(
+    parts: &Parts,
+    census: Option<&Census>,
+) -> RedisResult<(Vec<JobStatus>, Vec<UpstreamStatus>)> {
     let mut all = Vec::new();
     for job in parts.ops.jobs.jobs.values() {
-        all.push(status::of_job(&parts.ops.redis, &parts.ops.keys, job, census.as_deref()).await?);
+        all.push(status::of_job(&parts.ops.redis, &parts.ops.keys, job, census).await?);
     }
     let upstreams = status::upstreams(&parts.ops.redis, &parts.ops.keys, &parts.ops.jobs).await?;
     status::assign(&mut all, &parts.ops.jobs, &upstreams);
-    add_fleet(fleet, &mut all, census.as_deref()).await?;
+    add_fleet(parts, &mut all, census).await?;
     for status in &mut all {
-        add_waiting(fleet, status);
+        add_waiting(parts, status);
+    }
+    Ok((all, upstreams))
+}
+
+/// Returns the state of all jobs, as far as the client may see it.
+pub(super) async fn statuses(fleet: &Fleet) -> Result<Vec<JobStatus>, Problem> {
+    let census = census(fleet).await?;
+    let (mut all, _) = state(&fleet.parts, census.as_deref()).await?;
+    for status in &mut all {
         withhold(fleet, status);
     }
     Ok(all)
@@ -126,8 +143,8 @@ pub(super) async fn job(
     let mut status = status::of_job(&parts.ops.redis, &parts.ops.keys, job, census.as_deref()).await?;
     let upstreams = status::upstreams(&parts.ops.redis, &parts.ops.keys, &parts.ops.jobs).await?;
     status::assign(std::slice::from_mut(&mut status), &parts.ops.jobs, &upstreams);
-    add_fleet(&fleet, std::slice::from_mut(&mut status), census.as_deref()).await?;
-    add_waiting(&fleet, &mut status);
+    add_fleet(parts, std::slice::from_mut(&mut status), census.as_deref()).await?;
+    add_waiting(parts, &mut status);
     withhold(&fleet, &mut status);
     Ok(Json(status))
 }
@@ -146,7 +163,7 @@ pub(super) async fn pause(
     Asked(Nothing {}): Asked<Nothing>,
 ) -> Result<Json<Pause>, Problem> {
     let parts = &fleet.parts;
-    let changed = parts.ops.pause(find(parts, &name)?).await?;
+    let changed = parts.ops.pause(find(parts, &name)?, None).await?;
     Ok(Json(Pause { job: name, paused: true, changed }))
 }
 

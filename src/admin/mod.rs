@@ -3,7 +3,9 @@
 //! It starts before Redis is reached and ends last, so that a client learns why the worker is not ready. Requests that
 //! change or fetch something, or show values, pass `guard::owner`. Every error is a `Problem`.
 
+mod access;
 mod clear;
+pub mod console;
 mod dead;
 mod entries;
 mod extract;
@@ -28,9 +30,14 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use access::{Access, Role};
+pub(crate) use access::{COOKIE, Proof, Rights, SESSION};
+pub(crate) use guard::READ_ONLY;
+pub(crate) use health::{Readiness, readiness};
+pub(crate) use jobs::{state, withhold_reasons};
 pub use server::{Listening, listen};
+pub(crate) use warm::warm_due;
 
-use crate::config::Secret;
 use crate::entry::UpstreamName;
 use crate::job::Reload;
 use crate::ops::{Census, Ops};
@@ -77,14 +84,11 @@ pub struct Parts {
 #[derive(Debug)]
 pub struct Admin {
     /// The Redis URL, without secrets.
-    redis: String,
-    token: Option<Secret>,
-    /// `true` if only this machine can connect.
-    local: bool,
-    /// Host names that need no token, besides those of this machine.
-    hosts: Vec<String>,
+    pub(crate) redis: String,
+    /// Who may do what.
+    pub(crate) access: Access,
     /// Cancelled when the worker shuts down.
-    stop: CancellationToken,
+    pub(crate) stop: CancellationToken,
     parts: RwLock<Option<Arc<Parts>>>,
     reload: Arc<Reload>,
     document: OnceLock<Bytes>,
@@ -97,21 +101,12 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Creates the state for a worker with Redis at `redis` (without secrets). `reload` reloads its jobs, `stop` is its
-    /// shutdown, `local` means that only this machine can connect, and `hosts` are further host names.
-    pub fn new(
-        redis: String,
-        token: Option<Secret>,
-        local: bool,
-        hosts: Vec<String>,
-        reload: Arc<Reload>,
-        stop: CancellationToken,
-    ) -> Arc<Self> {
+    /// Creates the state for a worker with Redis at `redis` (without secrets). `reload` reloads its jobs, and `stop` is
+    /// its shutdown.
+    pub fn new(redis: String, access: Access, reload: Arc<Reload>, stop: CancellationToken) -> Arc<Self> {
         Arc::new(Self {
             redis,
-            token,
-            local,
-            hosts,
+            access,
             stop,
             parts: RwLock::new(None),
             reload,
@@ -144,17 +139,17 @@ impl Admin {
     }
 
     /// Returns the worker's parts; `None` until Redis was reached.
-    fn parts(&self) -> Option<Arc<Parts>> {
+    pub(crate) fn parts(&self) -> Option<Arc<Parts>> {
         self.parts.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Waits for a permit to hold values or dead letters in memory.
-    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+    pub(crate) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
         self.turns.acquire().await.ok()
     }
 
     /// Returns the last count of any worker. If it is old, requests a new one and waits a moment for it.
-    async fn census(&self, wait: Duration) -> Option<Arc<Census>> {
+    pub(crate) async fn census(&self, wait: Duration) -> Option<Arc<Census>> {
         let mut counted = self.census.subscribe();
         self.census_wanted.notify_one();
         let _ = tokio::time::timeout(wait, counted.wait_for(Option::is_some)).await;

@@ -27,8 +27,8 @@ const TOKEN: &str = "token";
 )]
 struct Document;
 
-/// All routes, and the document as JSON.
-pub(super) fn router(admin: &Arc<Admin>) -> (Router<Arc<Admin>>, String) {
+/// All routes with those of `pages`, and the document of the others as JSON.
+pub(super) fn router(admin: &Arc<Admin>, pages: Router<Arc<Admin>>) -> (Router<Arc<Admin>>, String) {
     let open = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(health::health))
         .routes(routes!(health::live))
@@ -74,7 +74,7 @@ pub(super) fn router(admin: &Arc<Admin>) -> (Router<Arc<Admin>>, String) {
     let mut api = serde_json::to_value(&api).unwrap_or_default();
     name_something(&mut api);
     let text = serde_json::to_string_pretty(&api).unwrap_or_default();
-    (router.fallback(unknown).method_not_allowed_fallback(not_allowed), text)
+    (router.merge(pages).fallback(unknown).method_not_allowed_fallback(not_allowed), text)
 }
 
 /// Adds the constraints between fields that derived schemas cannot express.

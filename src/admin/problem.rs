@@ -11,7 +11,7 @@ use crate::redis::requirements::explain;
 
 /// An error of a request or of its answer.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
-pub(super) struct Problem {
+pub(crate) struct Problem {
     /// The status as text.
     title: &'static str,
     /// The status.
@@ -28,6 +28,11 @@ impl Problem {
     pub(super) fn new(status: StatusCode, detail: impl fmt::Display) -> Self {
         let title = status.canonical_reason().unwrap_or("Error");
         Self { title, status: status.as_u16(), detail: detail.to_string(), more: Map::new() }
+    }
+
+    /// Returns the reason and the remedy.
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
     }
 
     /// Adds a member.

@@ -86,9 +86,11 @@ impl Listening {
     }
 
     /// Serves until `over`; pending answers then have a moment to finish.
-    pub async fn run(self, admin: Arc<Admin>, over: CancellationToken) {
+    ///
+    /// `pages` are further routes, beside those of the API.
+    pub async fn run(self, admin: Arc<Admin>, pages: Router<Arc<Admin>>, over: CancellationToken) {
         self.announce(&admin);
-        let (router, document) = openapi::router(&admin);
+        let (router, document) = openapi::router(&admin, pages);
         // The router is built once.
         let _ = admin.document.set(document.into());
         let router = router
@@ -101,11 +103,13 @@ impl Listening {
         let address = self.address;
         let default = local(DEFAULT_PORT);
         if address.ip() == default.ip() && address.port() > DEFAULT_PORT && address.port() - DEFAULT_PORT < NEXT_PORTS {
-            info!("http://{address} answers health, statistics and metrics ({default} may be in use)");
+            info!(
+                "http://{address} answers health, statistics and metrics, and has the console ({default} may be in use)"
+            );
         } else {
-            info!("http://{address} answers health, statistics and metrics");
+            info!("http://{address} answers health, statistics and metrics, and has the console");
         }
-        if !admin.local && admin.token.is_none() {
+        if !admin.access.local && !admin.access.has_roles() {
             warn!("HTTP is open to other machines and SAMOVAR_TOKEN is not set; only read requests are answered");
         }
     }

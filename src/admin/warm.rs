@@ -136,6 +136,17 @@ pub(super) async fn warm(
     Err(Problem::new(status, not_fetched(done.failed.len())).with("result", done))
 }
 
+/// Makes these entries due, and the absent ones that these jobs keep warm.
+pub(crate) async fn warm_due(parts: &Parts, keys: &[String], jobs: &[String]) -> Result<(), Problem> {
+    let wanted = Wanted { keys: keys.to_vec(), jobs: jobs.to_vec(), action: None };
+    let entries = entries(parts, &wanted, false).await?;
+    let asked = parts.ops.store.now().await?;
+    for (job, entries) in &entries {
+        entries.put(parts, job, asked).await?;
+    }
+    Ok(())
+}
+
 fn not_fetched(failed: usize) -> String {
     if failed == 1 { "1 entry was not fetched".to_owned() } else { format!("{failed} entries were not fetched") }
 }

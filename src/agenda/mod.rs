@@ -437,6 +437,45 @@ impl Agenda {
         Ok(found.into_iter().next().map(EntryKey::new))
     }
 
+    /// Returns a page of entries in the order in which they are due, what is in flight included: `most` from the offset
+    /// `from` on.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn page(&self, job: &JobName, from: usize, most: usize) -> RedisResult<Vec<(EntryKey, Due)>> {
+        let mut ask = redis::cmd("ZRANGE");
+        ask.arg(self.keys.agenda(job)).arg(from).arg(from + most.max(1) - 1).arg("WITHSCORES");
+        let found: Vec<(String, f64)> = ask.query_async(&mut self.redis.clone()).await?;
+        Ok(found.into_iter().map(|(key, score)| (EntryKey::new(key), Due::from_score(score))).collect())
+    }
+
+    /// Counts the entries that are due in each of so many periods of this length from `now` on. What is due already
+    /// counts for the first one; what is in flight does not count.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn forecast(
+        &self,
+        job: &JobName,
+        now: RedisTime,
+        period: Duration,
+        periods: u32,
+    ) -> RedisResult<Vec<u64>> {
+        let mut ask = redis::pipe();
+        let [_, due @ ..] = score::due_by(now + period);
+        let starts = (0..periods).map(|n| if n == 0 { RedisTime::ZERO } else { now + period * n });
+        let scheduled = starts.zip(1..).map(|(from, n)| score::waiting(from, now + period * n)[0].clone());
+        for (from, to) in scheduled.chain(due) {
+            ask.add_command(Cmd::zcount(self.keys.agenda(job), from, to));
+        }
+        let mut counts: Vec<u64> = ask.query_async(&mut self.redis.clone()).await?;
+        let urgent: u64 = counts.drain(usize::try_from(periods).unwrap_or(usize::MAX).min(counts.len())..).sum();
+        if let Some(first) = counts.first_mut() {
+            *first += urgent;
+        }
+        Ok(counts)
+    }
+
     /// Returns the next cursor and some entries that match a glob; the cursor begins and ends with 0.
     pub(crate) async fn scan(&self, job: &JobName, glob: &str, cursor: u64) -> RedisResult<(u64, Vec<EntryKey>)> {
         let mut scan = redis::cmd("ZSCAN");

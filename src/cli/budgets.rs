@@ -1,8 +1,8 @@
 //! The rest of token budgets, as text for people.
 
-use super::jobs::grouped;
 use super::session::{relative, wrapped};
 use crate::ops::BudgetLeft;
+use crate::ops::words::grouped;
 use crate::redis::RedisTime;
 
 /// Prints a sentence on each budget.

@@ -65,27 +65,6 @@ fn reason_of(letter: &Dead) -> &str {
     letter.reason.as_deref().unwrap_or_default()
 }
 
-/// Returns a reason with `…` for what names entries: the keys of inputs that are missing, and the paths of URLs.
-fn without_names(reason: &str) -> String {
-    let mut parts = reason.split("its input ");
-    let mut text = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let (input, rest) = part.split_once(" is missing: ").map_or(("", part), |(_, rest)| ("… is missing: ", rest));
-        text.extend(["its input ", input, rest]);
-    }
-    without_paths(&text)
-}
-
-fn without_paths(reason: &str) -> String {
-    let host = |word: &str| {
-        let rest = word.strip_prefix("http://").or_else(|| word.strip_prefix("https://"))?;
-        let end = word.len() - rest.len() + rest.find('/')?;
-        Some(format!("{}/…", &word[..end]))
-    };
-    let words = reason.split(' ').map(|word| host(word).unwrap_or_else(|| word.to_owned()));
-    Vec::from_iter(words).join(" ")
-}
-
 /// A printer of dead letters, page by page.
 struct List {
     json: bool,
@@ -113,7 +92,7 @@ impl List {
         }
         let mut groups: BTreeMap<(&str, String), Vec<&Dead>> = BTreeMap::new();
         for letter in page {
-            groups.entry((&letter.job, without_names(reason_of(letter)))).or_default().push(letter);
+            groups.entry((&letter.job, letter.cause())).or_default().push(letter);
         }
         for ((job, reason), letters) in groups {
             if self.shown > 0 {
@@ -148,28 +127,5 @@ impl List {
             shown if retried => println!("\n{shown} put back on the agenda."),
             _ => println!("\nPut them back with `samovar dead --retry`."),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reasons_of_an_outage_are_the_same_for_all_entries() {
-        let reason = |path: &str| format!("failed 5 times, last: https://museum.test:81/{path} answered 503");
-        assert_eq!(without_paths(&reason("art/a?x=ı")), "failed 5 times, last: https://museum.test:81/… answered 503");
-        assert_eq!(without_paths(&reason("b")), without_paths(&reason("")));
-        for other in ["", "http://", "http://museum.test refused: ü  /art/a"] {
-            assert_eq!(without_paths(other), other);
-        }
-        let cascade = |key: &str| {
-            let own = format!("its input art:{key} is missing: failed 5 times, last: http://museum.test/{key} refused");
-            format!("failed 5 times, last: its input story:{key} is missing: {own}")
-        };
-        let own = "its input … is missing: failed 5 times, last: http://museum.test/… refused";
-        assert_eq!(without_names(&cascade("a")), format!("failed 5 times, last: its input … is missing: {own}"));
-        assert_eq!(without_names(&cascade("b:c")), without_names(&cascade("ı")));
-        assert_eq!(without_names("its input art:a is gone"), "its input art:a is gone");
     }
 }

@@ -7,14 +7,13 @@ use serde::Serialize;
 
 use super::exit;
 use super::pause;
-use super::session::{Failed, Session, ago, complain, fleet, print_json, refuse, relative, wrapped};
+use super::session::{Failed, Session, complain, fleet, print_json, refuse, wrapped};
 use crate::config::{Environment, Settings};
 use crate::entry::JobName;
-use crate::entry::duration;
 use crate::entry::escape::escaped;
-use crate::ops::{Ops, unguarded};
-use crate::redis::{RedisTime, is_of_keys};
-use crate::store::{GoneGuard, GuardState};
+use crate::ops::{Ops, unguarded, words};
+use crate::redis::is_of_keys;
+use crate::store::GoneGuard;
 
 /// Arguments of `samovar gone`.
 #[derive(Args)]
@@ -69,7 +68,7 @@ pub(super) async fn run(args: &GoneArgs, settings: &Settings, env: &Environment)
     }
     let now = session.store.now().await?;
     let counts = if args.hold && guard.is_none() { " The guard counts again." } else { "" };
-    println!("{}", wrapped(&escaped(&(state(job.name.as_str(), guard.as_ref(), now) + counts)), ""));
+    println!("{}", wrapped(&escaped(&(words::guard(job.name.as_str(), guard.as_ref(), now) + counts)), ""));
     if let Some(due) = due {
         let are = if due == 1 { "entry is" } else { "entries are" };
         println!("{due} {are} asked for again at once.");
@@ -102,7 +101,7 @@ async fn all(json: bool, session: &Session, ops: &Ops) -> Result<u8, Failed> {
         if n > 0 {
             println!();
         }
-        println!("{}", wrapped(&escaped(&state(job, Some(guard), now)), ""));
+        println!("{}", wrapped(&escaped(&words::guard(job, Some(guard), now)), ""));
     }
     if guards.is_empty() && faults == 0 {
         println!("No removals are held back.");
@@ -112,29 +111,4 @@ async fn all(json: bool, session: &Session, ops: &Ops) -> Result<u8, Failed> {
 
 fn unreadable(session: &Session, job: &JobName, error: &redis::RedisError) -> String {
     format!("the guard of {job}, {}, cannot be read: {error}", session.keys.gone(job))
-}
-
-/// Returns what a job's guard does, in sentences.
-pub(super) fn state(job: &str, guard: Option<&GoneGuard>, now: RedisTime) -> String {
-    let Some(guard @ GoneGuard { state, since_ms, until_ms, gone, of, .. }) = guard else {
-        return format!("Removals of {job}: none are held back.");
-    };
-    let (since, ends) = (ago(*since_ms, now), relative(*until_ms, now));
-    let left = duration::rough(until_ms.saturating_since(now));
-    match state {
-        GuardState::Holding if guard.held == 0 => format!(
-            "Removals of {job}: no value is held back any more; the guard watches for another {left}, in case the \
-             upstream wavers. It began {since}, as {gone} of about {of} entries were gone within a minute."
-        ),
-        GuardState::Holding => format!(
-            "Removals of {job}: held back for another {left}. Within a minute, {since}, {gone} of about {of} entries \
-             were gone, at the upstream or with an input. Meanwhile {}. What is still gone {ends} is removed then. \
-             `samovar gone {job} --accept` lets removals through now, `--hold` holds them for another hour.",
-            guard.served()
-        ),
-        GuardState::Accepted => format!(
-            "Removals of {job}: let through, as a person decided; the guard counts again {ends}. \
-             `samovar gone {job} --hold` takes that back."
-        ),
-    }
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 use clap::Args;
 
 use super::exit;
-use super::gone;
 use super::pause;
 use super::session::{
     Failed, Rows, Session, ago, bar, fleet, print_json, relative, table, tell_redis, wrapped, wrapped_after,
@@ -20,8 +19,9 @@ use crate::entry::excerpt;
 use crate::job::{KnownJob, KnownJobs};
 use crate::ops::audit::LastDifferent;
 use crate::ops::reads::{Reads, ReportedReads, rate_text};
-use crate::ops::status::{self, JobStatus, Outdated, UpstreamStatus};
-use crate::ops::{Absent, AbsentPage, Ops, RefusedReload, still_waits};
+use crate::ops::status::{self, JobStatus, UpstreamStatus};
+use crate::ops::words::{self, grouped};
+use crate::ops::{Absent, AbsentPage, Ops, still_waits};
 use crate::redis::{RedisTime, is_of_keys, wrong_types};
 
 /// The longest last outcome in the table, in characters.
@@ -103,7 +103,7 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
         print_json(&all);
         return Ok(exit::OK);
     }
-    let last = all.first().and_then(last).filter(|last| of.is_some() && last.chars().count() > LAST);
+    let last = all.first().and_then(words::last).filter(|last| of.is_some() && last.chars().count() > LAST);
     let told = tell_jobs(all, now);
     if let Some(job) = of {
         tell_job(job, last, &ops).await?;
@@ -129,10 +129,11 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
         println!("\n{}", wrapped(&escaped(&said), ""));
     }
     for refused in &fleet.refused_reloads {
-        println!("\n{}", wrapped(&format!("Fault: {}.", escaped(&refusal(refused, now))), ""));
+        println!("\n{}", wrapped(&format!("Fault: {}.", escaped(&words::refusal(refused, now))), ""));
     }
     if !told.paused.is_empty() {
-        println!("\nPaused, nothing is fetched: {}. Resume with `samovar resume JOB`.", told.paused.join(", "));
+        let paused = escaped(&told.paused.join(", ")).into_owned();
+        println!("\nPaused, nothing is fetched: {paused}. Resume with `samovar resume JOB`.");
     }
     tell_fleet(&session, &jobs).await?;
     Ok(exit::OK)
@@ -237,15 +238,18 @@ fn tell_jobs(all: Vec<JobStatus>, now: RedisTime) -> Told {
     let (usage, hit_rates) = (usage(&all, now), hit_rates(&all, now));
     let mut told = Told { paused: Vec::new(), states: Vec::new() };
     for status in all {
-        told.states.extend(feed(&status, now));
-        told.states.extend(outdated(&status));
-        told.states.extend(old(&status));
+        told.states.extend(words::feed(&status, now));
+        told.states.extend(words::outdated(&status));
+        told.states.extend(words::old(&status));
         told.states.extend(audits(&status, now));
-        told.states.extend(status.gone_guard.map(|guard| gone::state(&status.job, Some(&guard), now) + &lost(&status)));
+        told.states.extend(
+            status.gone_guard.map(|guard| words::guard(&status.job, Some(&guard), now) + words::lost(&status).as_str()),
+        );
         if let Some(since) = status.paused_ms {
-            told.paused.push(format!("{} ({})", status.job, ago(since, now)));
+            let note = status.pause_note.as_ref().map(|note| format!(": {note}")).unwrap_or_default();
+            told.paused.push(format!("{} ({}{note})", status.job, ago(since, now)));
         }
-        let last = last(&status);
+        let last = words::last(&status);
         rows.add_row([
             status.job,
             status.key,
@@ -271,87 +275,12 @@ fn tell_jobs(all: Vec<JobStatus>, now: RedisTime) -> Told {
     told
 }
 
-/// Returns the last outcome of a job as text.
-fn last(status: &JobStatus) -> Option<String> {
-    status.last.as_ref().map(|last| match &last.reason {
-        Some(reason) => format!("{} {} ({}): {reason}", last.outcome, last.key, last.trigger),
-        None => format!("{} {} ({})", last.outcome, last.key, last.trigger),
-    })
-}
-
 fn tell_workers(workers: usize) {
     match workers {
         0 => println!("\nNo worker is running: start one with `samovar worker`."),
         1 => println!("\n1 worker is running."),
         n => println!("\n{n} workers are running."),
     }
-}
-
-/// Returns what a refused reload means.
-fn refusal(RefusedReload { worker, at_ms, reason }: &RefusedReload, now: RedisTime) -> String {
-    let at = ago(*at_ms, now);
-    format!(
-        "the worker {worker} refused its last reload {at} ({reason}) and goes on with its earlier job files: mend the \
-         files, which `samovar check` helps with, and reload it"
-    )
-}
-
-/// Returns what is wrong with a job's feed, if anything is.
-fn feed(status: &JobStatus, now: RedisTime) -> Option<String> {
-    let (job, feed) = (&status.job, status.feed.as_ref()?);
-    if let Some(reason) = &feed.reason {
-        let failed = feed.failed_ms.map(|failed| ago(failed, now)).unwrap_or_default();
-        let again = match status.next_warmup_ms {
-            Some(next) if next > now => format!("asked again {}", relative(next, now)),
-            Some(_) => "asked again now".to_owned(),
-            None => "not asked again".to_owned(),
-        };
-        let answered = match feed.answered_ms {
-            Some(answered) => format!("the entries that it named {} are kept warm", ago(answered, now)),
-            None => "it never answered".to_owned(),
-        };
-        let mut letters = reason.chars();
-        let first = letters.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
-        let reason = format!("{first}{}", letters.as_str());
-        let failures = if feed.failures == 1 { "once".to_owned() } else { format!("{} times", feed.failures) };
-        return Some(format!("Feed of {job}: failed {failures}, last {failed}; {again}; {answered}. {reason}"));
-    }
-    let first = feed.first_skipped.as_ref()?;
-    let skipped = grouped(feed.skipped as u64);
-    Some(format!("Feed of {job}: {skipped} of its items name no entry and are skipped; the first: {first}."))
-}
-
-/// Returns how many values of a job outlive their TTL.
-fn old(status: &JobStatus) -> Option<String> {
-    let (job, number) = (&status.job, status.old.filter(|old| *old > 0)?);
-    let values = match number {
-        1 => format!("1 value of {job} outlives its TTL, because it"),
-        _ => format!("{} values of {job} outlive their TTL, because they", grouped(number)),
-    };
-    Some(format!("{values} could not be fetched in time; `samovar get KEY` tells until when it is served."))
-}
-
-/// Returns how many entries of a job have no value at least, while a person lets removals through; empty if none.
-fn lost(status: &JobStatus) -> String {
-    let is_accepted = status.gone_guard.is_some_and(|guard| !guard.is_holding());
-    // Values of entries that it does not keep warm are counted as well.
-    let counts = status.wanted.zip(status.warm).filter(|(wanted, warm)| is_accepted && wanted > warm);
-    counts.map_or_else(String::new, |(wanted, warm)| {
-        let [lost, wanted] = [wanted - warm, wanted].map(grouped);
-        format!(" At the last count, at least {lost} of {wanted} entries that it keeps warm had no value.")
-    })
-}
-
-/// Returns how many values of a job are made from an earlier file, and what they wait for.
-fn outdated(status: &JobStatus) -> Option<String> {
-    let Outdated { values, waits_for, reason } = status.outdated.as_ref()?;
-    let (job, number) = (&status.job, grouped(*values));
-    let made = match values {
-        1 => format!("1 value of {job} is made from an earlier file. It waits for"),
-        _ => format!("{number} values of {job} are made from an earlier file. They wait for"),
-    };
-    let reason = reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
-    Some(format!("{made} {waits_for}{reason}."))
 }
 
 /// Returns a table of the jobs' usage, without unused jobs.
@@ -426,17 +355,4 @@ fn budgets(upstreams: &[UpstreamStatus], now: RedisTime) -> Option<Rows> {
         rows.add_row([upstream.upstream.clone(), format!("{} ({share} %)", grouped(spent)), grouped(budget), ends]);
     }
     some.then_some(rows)
-}
-
-/// Returns a number with separators: `1,234,567`.
-pub(super) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }

@@ -88,7 +88,7 @@ enum Command {
     /// Pause a job in the whole fleet: nothing is fetched until it is resumed; values stay until their TTL ends
     Pause(pause::PauseArgs),
     /// Resume a paused job
-    Resume(pause::PauseArgs),
+    Resume(resume::ResumeArgs),
     /// Show the removals that a job holds back since its upstream says that many entries are gone, or decide on them
     Gone(gone::GoneArgs),
     /// Watch warming live, with triggers and outcomes

@@ -9,19 +9,15 @@ use super::session::{Failed, fleet, refuse};
 use crate::config::{Environment, Settings};
 use crate::job::{KnownJob, KnownJobs};
 
-/// Arguments of `samovar pause` and `samovar resume`.
+/// Arguments of `samovar pause`.
 #[derive(Args)]
 pub(super) struct PauseArgs {
     /// The job's name
     #[arg(value_name = "JOB")]
     job: String,
-}
-
-impl PauseArgs {
-    /// Returns the job, or reports that there is none.
-    pub(super) fn job<'a>(&self, jobs: &'a KnownJobs) -> Result<&'a Arc<KnownJob>, Failed> {
-        find(&self.job, jobs, false)
-    }
+    /// Why, for those who wonder
+    #[arg(long, value_name = "TEXT")]
+    note: Option<String>,
 }
 
 /// Returns the job of this name, or reports that there is none, as an object if `json` is set.
@@ -40,8 +36,8 @@ pub(super) fn unknown_to_workers(job: &KnownJob) -> String {
 
 pub(super) async fn run(args: &PauseArgs, settings: &Settings, env: &Environment) -> Result<u8, Failed> {
     let (_, ops) = fleet(settings, env).await?;
-    let job = args.job(&ops.jobs)?;
-    if ops.pause(job).await? {
+    let job = find(&args.job, &ops.jobs, false)?;
+    if ops.pause(job, args.note.as_deref()).await? {
         println!("{0} is paused in the whole fleet; `samovar resume {0}` resumes it", job.name);
     } else {
         println!("{} was already paused", job.name);

@@ -12,13 +12,13 @@ use super::exit;
 use crate::agenda::Agenda;
 use crate::config::{Environment, Settings};
 use crate::entry::JobName;
-use crate::entry::duration;
 use crate::entry::escape::{self, escaped};
 use crate::job::{Faults, Jobs, KnownJobs};
+pub(super) use crate::ops::words::{ago, relative};
 use crate::ops::{Ops, descriptions};
 use crate::protocol::Keys;
 use crate::queue::Queue;
-use crate::redis::{Connection, RedisTime, Servers, is_of_keys, is_of_stranger, passes, requirements};
+use crate::redis::{Connection, Servers, is_of_keys, is_of_stranger, passes, requirements};
 use crate::store::Store;
 use crate::worker::dead_after;
 
@@ -212,18 +212,6 @@ pub(super) async fn tell_all_redis(redis: &Connection) {
             println!("{}", wrapped(&format!("{what}: {}.", addresses.join(", ")), "  "));
         }
     }
-}
-
-/// Returns the distance of a time from `now`, as text.
-pub(super) fn relative(at: RedisTime, now: RedisTime) -> String {
-    let distance = duration::rough(at.abs_diff(now));
-    if at > now { format!("in {distance}") } else { format!("{distance} ago") }
-}
-
-/// Returns the time of something that has happened, relative to `now`. A later time counts as now: it happened after
-/// the clock was read, or the clock was set back.
-pub(super) fn ago(at: RedisTime, now: RedisTime) -> String {
-    relative(at.min(now), now)
 }
 
 /// Returns the width of lines: the terminal's, within bounds.

@@ -88,4 +88,13 @@ pub struct WorkerArgs {
     /// [env: SAMOVAR_HOSTS] [default: none]
     #[arg(long, value_name = "NAMES")]
     pub hosts: Option<String>,
+
+    /// Answer only requests that read over HTTP, in the console as well; whoever asks, nothing is changed
+    /// [env: SAMOVAR_READ_ONLY] [default: off]
+    #[arg(long)]
+    pub read_only: bool,
+
+    /// Name of the environment, which the console shows in its titles [env: SAMOVAR_TITLE] [default: none]
+    #[arg(long, value_name = "TEXT")]
+    pub title: Option<String>,
 }

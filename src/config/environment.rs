@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 /// The beginning of the names of all of Samovar's own variables.
 const PREFIX: &str = "SAMOVAR_";
 /// The names of settings after the prefix.
-pub(super) const SETTINGS: [&str; 14] = [
+pub(super) const SETTINGS: [&str; 18] = [
     "CHANNEL",
     "CLAIM",
     "CONCURRENCY",
@@ -26,9 +26,13 @@ pub(super) const SETTINGS: [&str; 14] = [
     "LOG_FORMAT",
     "MISSES",
     "PREFIX",
+    "READ_ONLY",
     "REDIS_CA",
     "SAMPLE",
+    "TITLE",
     "TOKEN",
+    "VIEWER_TOKEN",
+    "VIEWER_VALUES",
 ];
 
 /// The environment and, below it, `.env`. Job files read it, too.

@@ -20,7 +20,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use values::{
-    channel, duration, duration_or_seconds, hosts, listen, log_filter, log_format, prefix, switch, token, within,
+    channel, duration, duration_or_seconds, hosts, listen, log_filter, log_format, prefix, switch, title, token, within,
 };
 
 const DEFAULT_REDIS_URL: &str = "redis://127.0.0.1:6379/0";
@@ -67,6 +67,14 @@ pub struct Settings {
     pub hosts: Vec<String>,
     /// The token for requests over HTTP that change something.
     pub token: Option<Secret>,
+    /// The token for requests over HTTP that only look.
+    pub viewer_token: Option<Secret>,
+    /// That token shows values, too.
+    pub viewer_values: bool,
+    /// Nothing is changed over HTTP.
+    pub read_only: bool,
+    /// The name of the environment.
+    pub title: Option<String>,
     /// The filter of log lines.
     pub log: LogFilter,
     /// The format of log lines.
@@ -106,7 +114,11 @@ impl Settings {
             .unwrap_or(Duration::from_secs(3600));
         let listen = lookup.setting("--listen", &worker.listen, "SAMOVAR_LISTEN", listen).unwrap_or_default();
         let hosts = lookup.setting("--hosts", &worker.hosts, "SAMOVAR_HOSTS", hosts).unwrap_or_default();
-        let token = lookup.token();
+        let token = lookup.token("SAMOVAR_TOKEN");
+        let viewer_token = lookup.viewer_token(token.as_ref());
+        let viewer_values = lookup.setting("", &None, "SAMOVAR_VIEWER_VALUES", switch).unwrap_or(false);
+        let read_only = lookup.flag(worker.read_only, "SAMOVAR_READ_ONLY");
+        let title = lookup.setting("--title", &worker.title, "SAMOVAR_TITLE", title);
         let log = lookup.setting("--log", &common.log, "SAMOVAR_LOG", log_filter).unwrap_or_default();
         let log_format =
             lookup.setting("--log-format", &common.log_format, "SAMOVAR_LOG_FORMAT", log_format).unwrap_or_default();
@@ -126,6 +138,10 @@ impl Settings {
                     listen,
                     hosts,
                     token,
+                    viewer_token,
+                    viewer_values,
+                    read_only,
+                    title,
                     log,
                     log_format,
                 };
@@ -189,9 +205,27 @@ impl Lookup<'_> {
         read(value.trim()).map_err(|what| self.faults.push(format!("{origin}: `{value}` {what}"))).ok()
     }
 
-    fn token(&mut self) -> Option<Secret> {
-        let read = token(self.env.get("SAMOVAR_TOKEN")?);
-        read.map_err(|what| self.faults.push(format!("SAMOVAR_TOKEN: {what}"))).ok()
+    fn flag(&mut self, given: bool, variable: &'static str) -> bool {
+        given || self.setting("", &None, variable, switch).unwrap_or(false)
+    }
+
+    fn token(&mut self, variable: &'static str) -> Option<Secret> {
+        let read = token(self.env.get(variable)?);
+        read.map_err(|what| self.faults.push(format!("{variable}: {what}"))).ok()
+    }
+
+    /// Reads the token of those who only look, beside that of those who act.
+    fn viewer_token(&mut self, token: Option<&Secret>) -> Option<Secret> {
+        let viewer = self.token("SAMOVAR_VIEWER_TOKEN")?;
+        let fault = match token {
+            Some(token) if *token == viewer => "must differ from SAMOVAR_TOKEN, whose owner may change things",
+            Some(_) => return Some(viewer),
+            // A faulty one is told already.
+            None if self.env.get("SAMOVAR_TOKEN").is_some() => return None,
+            None => "needs SAMOVAR_TOKEN as well, without which anybody on this machine may change things",
+        };
+        self.faults.push(format!("SAMOVAR_VIEWER_TOKEN: {fault}"));
+        None
     }
 
     fn redis(&mut self, common: &CommonArgs) -> Option<RedisUrl> {

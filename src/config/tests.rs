@@ -265,3 +265,13 @@ fn of_several_files_the_last_counts_and_each_must_exist() {
         (Some("local"), Some("2s"))
     );
 }
+
+#[test]
+fn a_viewer_token_needs_another_one_beside_it() {
+    let read = |variables: &[(&str, &str)]| settings(variables).viewer_token.map(|token| token.expose().to_owned());
+    assert_eq!(read(&[("SAMOVAR_TOKEN", "owner"), ("SAMOVAR_VIEWER_TOKEN", "viewer")]), Some("viewer".to_owned()));
+    for (token, what) in [("", "needs SAMOVAR_TOKEN"), ("viewer", "must differ")] {
+        let found = faults(&[("SAMOVAR_TOKEN", token), ("SAMOVAR_VIEWER_TOKEN", "viewer")]);
+        assert!(found.len() == 1 && found[0].contains(what), "{found:?}");
+    }
+}

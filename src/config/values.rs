@@ -12,6 +12,9 @@ use std::time::Duration;
 /// The longest prefix. It is part of a key for every entry, so its length counts a million times.
 const LONGEST_PREFIX: usize = 64;
 
+/// The longest name of an environment, in characters.
+const LONGEST_TITLE: usize = 40;
+
 /// The address on which HTTP is answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Listen {
@@ -32,6 +35,11 @@ pub const DEFAULT_PORT: u16 = 7070;
 pub struct Secret(String);
 
 impl Secret {
+    /// Creates a secret.
+    pub fn new(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
     /// Returns the secret itself; not for logs.
     pub fn expose(&self) -> &str {
         &self.0
@@ -99,6 +107,14 @@ pub(super) fn token(text: String) -> Result<Secret, &'static str> {
         return Ok(Secret(text));
     }
     Err("may hold only letters, digits and signs of ASCII without spaces, as HTTP headers can carry them")
+}
+
+/// Reads the name of an environment.
+pub(super) fn title(text: &str) -> Result<String, String> {
+    if text.chars().count() > LONGEST_TITLE || text.chars().any(char::is_control) {
+        return Err(format!("must be one line of at most {LONGEST_TITLE} characters"));
+    }
+    Ok(text.to_owned())
 }
 
 pub(super) fn switch(text: &str) -> Result<bool, String> {

@@ -38,6 +38,13 @@ pub struct Dead {
     pub reason: Option<String>,
 }
 
+impl Dead {
+    /// Returns the cause: the reason with `…` for what names entries. All letters of an outage have the same.
+    pub fn cause(&self) -> String {
+        without_names(self.reason.as_deref().unwrap_or_default())
+    }
+}
+
 /// A page of dead letters.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct Letters {
@@ -118,11 +125,30 @@ impl Ops {
         Ok(Vec::new())
     }
 
+    /// Returns all dead letters of a job that have this [cause](Dead::cause). There are at most 10,000 of each job.
+    ///
+    /// # Errors
+    /// Fails if Redis returns an error.
+    pub async fn dead_of(&self, job: &KnownJob, cause: &str) -> RedisResult<Vec<Dead>> {
+        let (mut of_cause, mut from) = (Vec::new(), 0);
+        loop {
+            let mut ask = redis::cmd("ZRANGE");
+            ask.arg(self.keys.dead(&job.name)).arg(from).arg(from + super::PAGE - 1).arg("WITHSCORES");
+            let found = self.letters(job, ask.query_async(&mut self.redis.clone()).await?).await?;
+            let is_last = found.len() < super::PAGE;
+            of_cause.extend(found.into_iter().filter(|dead| dead.cause() == cause));
+            if is_last {
+                return Ok(of_cause);
+            }
+            from += super::PAGE;
+        }
+    }
+
     /// Puts these dead letters back on the agenda with a full number of attempts.
     ///
     /// # Errors
     /// Fails if Redis returns an error; some may be back on the agenda.
-    async fn put_back(&self, job: &KnownJob, dead: &[Dead]) -> RedisResult<()> {
+    pub async fn put_back(&self, job: &KnownJob, dead: &[Dead]) -> RedisResult<()> {
         let keys: Vec<EntryKey> = dead.iter().map(|dead| EntryKey::new(&*dead.key)).collect();
         // First put on the agenda, then removed from the dead letters: a crash in between only leaves a superfluous
         // letter.
@@ -269,5 +295,49 @@ impl Page {
             self.dead.push(letter);
         }
         self.dead.len() - before
+    }
+}
+
+/// Returns a reason with `…` for what names entries: the keys of inputs that are missing, and the paths of URLs.
+fn without_names(reason: &str) -> String {
+    let mut parts = reason.split("its input ");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (input, rest) = part.split_once(" is missing: ").map_or(("", part), |(_, rest)| ("… is missing: ", rest));
+        text.extend(["its input ", input, rest]);
+    }
+    without_paths(&text)
+}
+
+fn without_paths(reason: &str) -> String {
+    let host = |word: &str| {
+        let rest = word.strip_prefix("http://").or_else(|| word.strip_prefix("https://"))?;
+        let end = word.len() - rest.len() + rest.find('/')?;
+        Some(format!("{}/…", &word[..end]))
+    };
+    let words = reason.split(' ').map(|word| host(word).unwrap_or_else(|| word.to_owned()));
+    Vec::from_iter(words).join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_of_an_outage_are_the_same_for_all_entries() {
+        let reason = |path: &str| format!("failed 5 times, last: https://museum.test:81/{path} answered 503");
+        assert_eq!(without_paths(&reason("art/a?x=ı")), "failed 5 times, last: https://museum.test:81/… answered 503");
+        assert_eq!(without_paths(&reason("b")), without_paths(&reason("")));
+        for other in ["", "http://", "http://museum.test refused: ü  /art/a"] {
+            assert_eq!(without_paths(other), other);
+        }
+        let cascade = |key: &str| {
+            let own = format!("its input art:{key} is missing: failed 5 times, last: http://museum.test/{key} refused");
+            format!("failed 5 times, last: its input story:{key} is missing: {own}")
+        };
+        let own = "its input … is missing: failed 5 times, last: http://museum.test/… refused";
+        assert_eq!(without_names(&cascade("a")), format!("failed 5 times, last: its input … is missing: {own}"));
+        assert_eq!(without_names(&cascade("b:c")), without_names(&cascade("ı")));
+        assert_eq!(without_names("its input art:a is gone"), "its input art:a is gone");
     }
 }

@@ -3,6 +3,7 @@
 //! None of them needs a worker in the same process: all go through Redis.
 
 pub mod audit;
+pub mod audit_log;
 mod budget;
 mod census;
 mod clear;
@@ -10,6 +11,7 @@ mod dead;
 pub mod descriptions;
 mod effect;
 mod entry;
+pub mod explain;
 mod failing;
 mod files;
 mod fleet;
@@ -23,6 +25,7 @@ pub mod reads;
 pub mod status;
 mod wanted;
 mod warm;
+pub mod words;
 
 use std::sync::Arc;
 

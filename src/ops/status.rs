@@ -12,6 +12,7 @@ use crate::entry::duration;
 use crate::entry::{Outcome, Usage};
 use crate::job::{KnownJob, KnownJobs, KnownUpstream};
 use crate::ops::audit::{self, Audits};
+use crate::ops::pause::NOTE;
 use crate::ops::reads::{self, ReportedReads};
 use crate::ops::{Census, FleetStatus, RefusedReload};
 use crate::popularity::FeedState;
@@ -24,7 +25,7 @@ use crate::trigger::cron::WARMED_UP;
 const PROBES: Duration = Duration::from_secs(1);
 
 /// One job.
-#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, Default, Serialize, utoipa::ToSchema)]
 pub struct JobStatus {
     /// Its name.
     pub job: String,
@@ -54,6 +55,9 @@ pub struct JobStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<i64>)]
     pub paused_ms: Option<RedisTime>,
+    /// Why it is paused, in the words of the person who paused it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pause_note: Option<String>,
     /// Its guard while it holds removals back, or lets them through as a person decided.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gone_guard: Option<GoneGuard>,
@@ -297,6 +301,7 @@ pub async fn of_job(
     let last = stats.get("last").and_then(|last| serde_json::from_str(last).ok());
     let usage = Usage::of(&stats);
     let warmed_up_ms = stats.get(WARMED_UP).and_then(|at| at.parse().ok());
+    let pause_note = stats.get(NOTE).filter(|_| paused_ms.is_some()).cloned();
     let feed = job.feed.then(|| FeedState::of(&stats)).flatten();
     let is_outcome = |name: &str| Outcome::ALL.iter().any(|outcome| outcome.as_str() == name);
     let outcomes = stats.into_iter().filter(|(name, _)| is_outcome(name));
@@ -313,6 +318,7 @@ pub async fn of_job(
         warmed_up_ms,
         feed,
         paused_ms,
+        pause_note,
         gone_guard,
         warm: counted.map(|counted| counted.warm),
         wanted: counted.and_then(|counted| counted.wanted),

@@ -128,7 +128,7 @@ impl Keys {
             | "{suspect}:dealt"
             | "jobs"
             | "list" => Some("hash"),
-            "inbox" | "minutes" => Some("stream"),
+            "inbox" | "minutes" | "audit-log" => Some("stream"),
             _ if kind.starts_with("refused:") => Some("string"),
             _ => kind.starts_with("fetched:").then_some("hash"),
         }
@@ -163,6 +163,7 @@ impl Keys {
             self.sweep_lock(),
             self.acknowledged(),
             self.inbox(),
+            self.audit_log(),
             self.stamps(),
             self.tagged(),
             self.clock(),
@@ -463,6 +464,11 @@ impl Keys {
     /// The stream of durable invalidations.
     pub fn inbox(&self) -> String {
         format!("{}:inbox", self.prefix)
+    }
+
+    /// The audit log: a stream of what people changed, see [`crate::ops::audit_log`].
+    pub fn audit_log(&self) -> String {
+        format!("{}:audit-log", self.prefix)
     }
 
     /// The state of an upstream: rate and breaker (a hash), the permits in use (a sorted set, score = when they

@@ -116,6 +116,7 @@ const WANTED: &[(&str, &str)] = &[
     ),
     ("OBJECT|FREQ K", "reads are not detected under an LFU policy"),
     ("OBJECT|REFCOUNT K", "reads of values that are numbers below 10,000 may be counted for each other"),
+    ("XREVRANGE K + -", "the console does not show the audit log"),
     ("PUBSUB|NUMSUB", "`samovar watch` shows nothing of what this worker does"),
     ("PUBSUB|CHANNELS", "workers of another database on the same channel are not detected"),
 ];

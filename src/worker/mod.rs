@@ -32,7 +32,8 @@ pub use heartbeat::dead_after;
 use connect::connect_usable;
 use supervisor::Supervisor;
 
-use crate::admin::{self, Admin};
+use crate::admin::console::{self, Console};
+use crate::admin::{self, Access, Admin};
 use crate::config::Settings;
 use crate::job::{Jobs, Reload};
 use crate::redis::{Connection, WrongTypes};
@@ -76,10 +77,11 @@ pub async fn run(
     let over = CancellationToken::new();
     let listening = admin::listen(settings.listen).await?;
     let local = listening.as_ref().is_none_or(|listening| listening.address().ip().is_loopback());
-    let (server, token, hosts) = (settings.redis.to_string(), settings.token.clone(), settings.hosts.clone());
-    let admin = Admin::new(server, token, local, hosts, Arc::clone(&reload), stop.clone());
+    let admin = Admin::new(settings.redis.to_string(), access(settings, local), Arc::clone(&reload), stop.clone());
     if let Some(listening) = listening {
-        loops.run("HTTP", listening.run(Arc::clone(&admin), over.clone()));
+        let console = Console::new(Arc::clone(&admin), settings.title.clone());
+        loops.run("HTTP", listening.run(Arc::clone(&admin), console::router(&console), over.clone()));
+        loops.run("the console", console.run(over.clone()));
     }
     let telemetry = Telemetry::default();
     loops.run("the report", telemetry.clone().run(stop.clone()));
@@ -110,6 +112,18 @@ pub async fn run(
     over.cancel();
     loops.end(LAST_COMMANDS).await;
     result
+}
+
+/// Returns who may use HTTP; `local` means that only this machine can connect.
+fn access(settings: &Settings, local: bool) -> Access {
+    Access {
+        token: settings.token.clone(),
+        viewer_token: settings.viewer_token.clone(),
+        viewer_values: settings.viewer_values,
+        read_only: settings.read_only,
+        local,
+        hosts: settings.hosts.clone(),
+    }
 }
 
 /// Returns the name of this machine.

@@ -17,7 +17,7 @@ use crate::support::{Art, Parts, Reply, TestRedis, Upstream, WorkerProcess, even
 
 /// All keys that begin with Samovar's prefix, by kind, without the locks of services and their numbers, which no test
 /// of one job has.
-const KINDS: [&str; 41] = [
+const KINDS: [&str; 43] = [
     "samovar:lease:*",
     "samovar:meta:*",
     "samovar:tag:*",
@@ -47,7 +47,8 @@ const KINDS: [&str; 41] = [
     "samovar:list:*",
     "samovar:reads",
     "samovar:reported:*",
-    "samovar:audit*",
+    "samovar:audit:*",
+    "samovar:audits",
     "samovar:minutes:*",
     "samovar:misses",
     "samovar:marker",
@@ -55,6 +56,7 @@ const KINDS: [&str; 41] = [
     "samovar:sweep",
     "samovar:retrier",
     "samovar:inbox",
+    "samovar:audit-log",
     "samovar:acknowledged",
     "samovar:{suspect}*",
     "samovar:{schedules}*",

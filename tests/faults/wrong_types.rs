@@ -50,7 +50,7 @@ impl Stage {
             .replace("/art/", "/song/");
         let limits = "concurrency = 8\nrate = \"1000/second\"\ntimeout = \"2s\"\ntokens = \"1000/day\"";
         let upstream = |name: &str, url: &str| format!("[{name}]\nurl = \"{url}\"\n{limits}\n");
-        let upstreams = upstream("museum", museum.url()) + &upstream("radio", radio.url());
+        let upstreams = [upstream("museum", museum.url()), upstream("radio", radio.url())].concat();
         let jobs = JobsFolder::new().upstreams(&upstreams).job("art", &art.toml()).job("song", &song);
         for name in ["1", "2"] {
             museum.edit(&format!("/art/{name}"));

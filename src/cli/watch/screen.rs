@@ -233,6 +233,7 @@ mod tests {
             warmed_up_ms: None,
             feed: None,
             paused_ms: None,
+            pause_note: None,
             gone_guard: None,
             warm: None,
             wanted: None,

@@ -1,0 +1,70 @@
+//! What tabs ask for: the numbers of states, and pages that are made once for each state.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::stream;
+
+use super::access::Visitor;
+use super::failure::Failure;
+use super::state::Console;
+
+/// The path of the events.
+pub(super) const PATH: &str = "/console/events";
+/// The pause between signs of life, which proxies expect.
+const ALIVE: Duration = Duration::from_secs(15);
+/// The most tabs.
+const TABS: usize = 100;
+/// The longest page that is kept, in bytes.
+const PAGE_BYTES: usize = 1 << 20;
+
+/// Answers with a page that was made for the present state, if tabs are open, or else makes it. Of several requests at
+/// once, one makes it.
+pub(super) async fn once_for_all(State(console): State<Arc<Console>>, request: Request, next: Next) -> Response {
+    let visitor = request.extensions().get::<Visitor>().copied();
+    let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
+    let Some(made) = visitor.and_then(|visitor| console.live.place(format!("{visitor:?} {path}"))) else {
+        return next.run(request).await;
+    };
+    let page = made.get_or_init(async || {
+        let response = next.run(request).await;
+        let status = response.status();
+        let body = to_bytes(response.into_body(), PAGE_BYTES).await;
+        body.map_or((StatusCode::INTERNAL_SERVER_ERROR, Bytes::new()), |body| (status, body))
+    });
+    let (status, body) = page.await.clone();
+    (status, [(header::CONTENT_TYPE, "text/html; charset=utf-8")], Body::from(body)).into_response()
+}
+
+/// Tells a tab the number of the state, and of each later one.
+pub(super) async fn events(State(console): State<Arc<Console>>) -> Response {
+    if console.live.tabs() >= TABS {
+        let reload = "Reload the page instead.";
+        return Failure::new(StatusCode::SERVICE_UNAVAILABLE, "Too many tabs", reload).into_response();
+    }
+    let receiver = console.live.follow();
+    let stop = console.admin.stop.clone();
+    let revisions = stream::unfold((receiver, true), move |(mut receiver, is_first)| {
+        let stop = stop.clone();
+        async move {
+            if !is_first {
+                tokio::select! {
+                    changed = receiver.changed() => changed.ok()?,
+                    () = stop.cancelled() => return None,
+                }
+            }
+            let revision = *receiver.borrow_and_update();
+            Some((Ok::<_, Infallible>(Event::default().data(revision.to_string())), (receiver, false)))
+        }
+    });
+    let buffering = (HeaderName::from_static("x-accel-buffering"), "no");
+    ([buffering], Sse::new(revisions).keep_alive(KeepAlive::new().interval(ALIVE))).into_response()
+}

@@ -1,0 +1,236 @@
+//! The overview: is the cache fresh, and if not, why?
+
+use axum::response::IntoResponse;
+use maud::{Markup, html};
+
+use super::live::Snapshot;
+use super::page::{Failure, Page, Screen, Tab, figure, job_link, number, text};
+use crate::ops::words::grouped;
+
+/// The overall state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mood {
+    Good,
+    Fair,
+    Bad,
+}
+
+impl Mood {
+    fn class(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Fair => "fair",
+            Self::Bad => "bad",
+        }
+    }
+}
+
+/// Sums of all jobs. A sum of which a part is unknown is unknown.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Sums {
+    warm: Option<u64>,
+    wanted: Option<u64>,
+    missing: Option<u64>,
+    old: Option<u64>,
+    outdated: u64,
+    due: u64,
+    in_flight: u64,
+    dead: u64,
+    tokens_spent: u64,
+    tokens_saved: u64,
+    calls_saved: u64,
+    not_modified: u64,
+}
+
+impl Sums {
+    fn of(snapshot: &Snapshot) -> Self {
+        let jobs = || snapshot.jobs.iter();
+        let missing = |warm: Option<u64>, wanted: Option<u64>| Some(wanted?.saturating_sub(warm?));
+        Self {
+            warm: jobs().map(|job| job.warm).sum(),
+            wanted: jobs().map(|job| job.wanted).sum(),
+            missing: jobs().map(|job| missing(job.warm, job.wanted)).sum(),
+            old: jobs().map(|job| job.old).sum(),
+            outdated: jobs().filter_map(|job| job.outdated.as_ref()).map(|outdated| outdated.values).sum(),
+            due: jobs().map(|job| job.due).sum(),
+            in_flight: jobs().map(|job| job.in_flight).sum(),
+            dead: jobs().map(|job| job.dead).sum(),
+            tokens_spent: jobs().map(|job| job.usage.tokens_spent).sum(),
+            tokens_saved: jobs().map(|job| job.usage.tokens_saved).sum(),
+            calls_saved: jobs().map(|job| job.usage.calls_saved).sum(),
+            not_modified: jobs().map(|job| job.usage.not_modified).sum(),
+        }
+    }
+
+    /// Returns the state in one sentence.
+    fn sentence(&self, snapshot: &Snapshot) -> (Mood, String) {
+        let workers = snapshot.jobs.iter().find_map(|job| job.workers);
+        let faults = snapshot.health.reasons.len();
+        let entries = |count: u64, one: &str, many: &str| match count {
+            1 => format!("1 entry {one}"),
+            _ => format!("{} entries {many}", grouped(count)),
+        };
+        match (snapshot.health.status, self.missing, self.old) {
+            ("unhealthy", ..) => (Mood::Bad, "This worker cannot do its work.".to_owned()),
+            _ if workers == Some(0) => (Mood::Bad, "No worker is running: nothing is fetched.".to_owned()),
+            ("degraded", ..) if faults == 1 => (Mood::Fair, "It works, with one fault.".to_owned()),
+            ("degraded", ..) => (Mood::Fair, format!("It works, with {faults} faults.")),
+            (_, None, _) => (Mood::Good, "It works; the entries are not counted yet.".to_owned()),
+            (_, Some(missing), _) if missing > 0 => (
+                Mood::Fair,
+                format!("It works; at the last count {}.", entries(missing, "was missing", "were missing")),
+            ),
+            (_, _, Some(old)) if old > 0 => {
+                (Mood::Fair, format!("It works; {}.", entries(old, "outlives its TTL", "outlive their TTL")))
+            }
+            _ if self.dead > 0 => {
+                (Mood::Fair, format!("It works; {}.", entries(self.dead, "is given up", "are given up")))
+            }
+            (_, Some(_), _) if self.due > 0 => {
+                (Mood::Good, format!("It works; {} right now.", entries(self.due, "is due", "are due")))
+            }
+            (_, Some(_), _) => (Mood::Good, "All is fresh, and nothing waits.".to_owned()),
+        }
+    }
+}
+
+pub(super) async fn overview(screen: Screen) -> Result<impl IntoResponse, Failure> {
+    let snapshot = screen.snapshot().await?;
+    let page = Page { tab: Tab::Overview, title: "Overview".to_owned(), as_of: Some(snapshot.at), is_live: true };
+    Ok(screen.page(&page, &view(&snapshot)))
+}
+
+fn view(snapshot: &Snapshot) -> Markup {
+    let sums = Sums::of(snapshot);
+    let (mood, sentence) = sums.sentence(snapshot);
+    let counted = snapshot.jobs.iter().find_map(|job| job.warm_counted_ms);
+    let workers = snapshot.jobs.iter().find_map(|job| job.workers).map(|workers| workers as u64);
+    let waiting = snapshot.health.invalidations_waiting as u64;
+    html! {
+        p.sentence.(mood.class()) role="status" { (sentence) }
+        @if !snapshot.health.reasons.is_empty() {
+            ul.faults { @for reason in &snapshot.health.reasons { li { (text(reason)) } } }
+        }
+        section aria-labelledby="entries" {
+            h2 #entries { "Entries" }
+            p.note {
+                @match counted {
+                    Some(at) => { "Warm, wanted, missing and old: as of the count of " (at.utc()) "." }
+                    None => { "The entries are not counted yet." }
+                }
+            }
+            dl.figures {
+                (figure("Warm", &number(sums.warm), None))
+                (figure("Wanted", &number(sums.wanted), None))
+                (figure("Missing", &number(sums.missing), None))
+                (figure("Beyond their TTL", &number(sums.old), None))
+                (figure("Of an earlier file", &number(Some(sums.outdated)), None))
+                (figure("Due", &number(Some(sums.due)), None))
+                (figure("In flight", &number(Some(sums.in_flight)), None))
+                (figure("Dead letters", &number(Some(sums.dead)), None))
+            }
+        }
+        section aria-labelledby="cost" {
+            h2 #cost { "Cost" }
+            dl.figures {
+                (figure("AI tokens spent", &number(Some(sums.tokens_spent)), None))
+                (figure("AI tokens saved", &number(Some(sums.tokens_saved)), None))
+                (figure("AI calls saved", &number(Some(sums.calls_saved)), None))
+                (figure("Answers 304", &number(Some(sums.not_modified)), None))
+            }
+            p.note { "Of all jobs, each since its counters began." }
+        }
+        section aria-labelledby="fleet" {
+            h2 #fleet { "Fleet" }
+            dl.figures {
+                (figure("Workers", &number(workers), None))
+                (figure("Invalidations waiting", &number(Some(waiting)), Some("bulk, of this worker")))
+            }
+        }
+        (closed(snapshot))
+        (attention(snapshot))
+    }
+}
+
+/// Returns the upstreams to which no requests are sent.
+fn closed(snapshot: &Snapshot) -> Markup {
+    let closed = snapshot.upstreams.iter().filter_map(|upstream| Some((upstream, upstream.closed_text(snapshot.at)?)));
+    let closed: Vec<_> = closed.collect();
+    html! {
+        section aria-labelledby="upstreams" {
+            h2 #upstreams { "Upstreams" }
+            @if closed.is_empty() { p { "All upstreams are open." } } @else {
+                ul.faults { @for (upstream, why) in closed { li { (text(&upstream.upstream)) ": " (why) } } }
+            }
+        }
+    }
+}
+
+/// Returns the jobs that need a look.
+fn attention(snapshot: &Snapshot) -> Markup {
+    let needs = |job: &&crate::ops::status::JobStatus| {
+        job.dead > 0 || job.paused_ms.is_some() || !job.faults.is_empty() || job.gone_guard.is_some()
+    };
+    let jobs: Vec<_> = snapshot.jobs.iter().filter(needs).collect();
+    html! {
+        @if !jobs.is_empty() {
+            section aria-labelledby="attention" {
+                h2 #attention { "Jobs that need a look" }
+                ul {
+                    @for job in jobs {
+                        li {
+                            (job_link(&job.job))
+                            @if job.paused_ms.is_some() { ", paused" }
+                            @if job.dead > 0 { ", " (grouped(job.dead)) " given up" }
+                            @if job.gone_guard.is_some() { ", removals held back or let through" }
+                            @for fault in &job.faults { "; " (text(fault)) }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::Readiness;
+    use crate::ops::status::JobStatus;
+    use crate::redis::RedisTime;
+
+    fn snapshot(jobs: Vec<JobStatus>) -> Snapshot {
+        let health = Readiness { status: "healthy", ..Readiness::default() };
+        Snapshot { at: RedisTime::from_millis(1_000), jobs, upstreams: Vec::new(), health }
+    }
+
+    fn job(warm: Option<u64>, wanted: Option<u64>) -> JobStatus {
+        JobStatus { job: "art".to_owned(), warm, wanted, old: warm.map(|_| 0), ..JobStatus::default() }
+    }
+
+    fn sentence(snapshot: &Snapshot) -> (Mood, String) {
+        Sums::of(snapshot).sentence(snapshot)
+    }
+
+    #[test]
+    fn the_sentence_names_the_worst_that_is_known() {
+        let fresh = snapshot(vec![job(Some(3), Some(3))]);
+        assert_eq!(sentence(&fresh), (Mood::Good, "All is fresh, and nothing waits.".to_owned()));
+        let missing = snapshot(vec![job(Some(3), Some(3)), job(Some(1), Some(2))]);
+        assert_eq!(sentence(&missing), (Mood::Fair, "It works; at the last count 1 entry was missing.".to_owned()));
+        let mut faulty = missing.clone();
+        faulty.health = Readiness { status: "degraded", reasons: vec!["x".to_owned(); 2], ..Readiness::default() };
+        assert_eq!(sentence(&faulty), (Mood::Fair, "It works, with 2 faults.".to_owned()));
+        let idle = snapshot(vec![JobStatus { workers: Some(0), ..job(Some(3), Some(3)) }]);
+        assert_eq!(sentence(&idle).0, Mood::Bad);
+    }
+
+    #[test]
+    fn what_is_not_counted_is_unknown_and_not_zero() {
+        let one = snapshot(vec![job(Some(3), Some(3)), job(None, None)]);
+        let sums = Sums::of(&one);
+        assert_eq!((sums.warm, sums.missing, sums.old), (None, None, None));
+        assert_eq!(sentence(&one), (Mood::Good, "It works; the entries are not counted yet.".to_owned()));
+        assert!(view(&one).into_string().contains("title=\"unknown\""));
+    }
+}

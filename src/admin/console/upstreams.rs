@@ -1,0 +1,70 @@
+//! Upstreams: breakers, limits and budgets.
+
+use axum::response::IntoResponse;
+use maud::{Markup, html};
+
+use super::live::Snapshot;
+use super::page::{Failure, Page, Screen, Tab, distance, job_link, text};
+use crate::admin::Parts;
+use crate::entry::UpstreamName;
+use crate::ops::status::UpstreamStatus;
+use crate::ops::words::grouped;
+
+pub(super) async fn upstreams(screen: Screen) -> Result<impl IntoResponse, Failure> {
+    let snapshot = screen.snapshot().await?;
+    let page = Page { tab: Tab::Upstreams, title: "Upstreams".to_owned(), as_of: Some(snapshot.at), is_live: true };
+    Ok(screen.page(&page, &view(&snapshot, &screen.parts)))
+}
+
+fn view(snapshot: &Snapshot, parts: &Parts) -> Markup {
+    html! {
+        div.scroll tabindex="0" role="region" aria-labelledby="caption" {
+            table {
+                caption #caption { (snapshot.upstreams.len()) " upstreams; the requests in flight are this worker's" }
+                thead { tr {
+                    th scope="col" { "Upstream" } th scope="col" { "State" } th.num scope="col" { "In flight" }
+                    th.num scope="col" { "At once" } th scope="col" { "Rate" } th scope="col" { "Token budget" }
+                    th scope="col" { "Window ends" } th scope="col" { "Jobs" }
+                } }
+                tbody { @for upstream in &snapshot.upstreams { (row(upstream, snapshot, parts)) } }
+            }
+        }
+    }
+}
+
+fn row(status: &UpstreamStatus, snapshot: &Snapshot, parts: &Parts) -> Markup {
+    let gate = parts.gates.get(&UpstreamName::new(status.upstream.as_str()));
+    let file = gate.map(|gate| gate.upstream());
+    let jobs = snapshot.jobs.iter().filter(|job| job.upstreams.iter().any(|own| own.upstream == status.upstream));
+    html! {
+        tr {
+            th.key scope="row" { (text(&status.upstream)) }
+            td {
+                @match status.closed_text(snapshot.at) {
+                    Some(why) => { span.badge.bad { "closed" } " " (why) }
+                    None => { span.badge.good { "open" } }
+                }
+                @for fault in &status.faults { br; (text(fault)) }
+            }
+            td.num { @if let Some(gate) = gate { (gate.in_flight()) } @else { "–" } }
+            td.num { @match file.and_then(|file| file.concurrency) { Some(most) => { (most) } None => { "no limit" } } }
+            td { @match file.and_then(|file| file.rate) { Some(rate) => { (rate) } None => { "no limit" } } }
+            td { (budget(status)) }
+            td { @if let Some(ends) = status.tokens_window_ends_ms { (distance(ends, snapshot.at)) } @else { "–" } }
+            td { @for (n, job) in jobs.enumerate() { @if n > 0 { ", " } (job_link(&job.job)) } }
+        }
+    }
+}
+
+fn budget(status: &UpstreamStatus) -> Markup {
+    html! {
+        @match (status.tokens_spent, status.tokens_budget) {
+            (Some(spent), Some(budget)) => {
+                @let share = u128::from(spent) * 100 / u128::from(budget.max(1));
+                meter min="0" max="100" high="90" optimum="0" value=(share.min(100)) aria-label="Share that is spent" {}
+                " " (grouped(spent)) " of " (grouped(budget)) " tokens (" (share) " %)"
+            }
+            _ => { "none" }
+        }
+    }
+}
