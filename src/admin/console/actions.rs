@@ -145,7 +145,7 @@ async fn count(screen: &Screen, action: Action, target: &Target) -> Result<Vec<S
     Ok(match action {
         Action::Warm if target.key.is_empty() => {
             let Some(job) = ops.jobs.jobs.get(name) else { return Err(unknown(name)) };
-            let page = ops.absent(job, 0, None).await?;
+            let page = ops.absent(job, 0, None, |_, _| ()).await?;
             let [missing, wanted] = [page.total, page.wanted].map(|count| grouped(count as u64));
             let limits = "they are fetched within the limits of their upstreams";
             vec![format!("{missing} of {wanted} wanted entries have no value; {limits}.")]
