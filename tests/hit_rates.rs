@@ -136,7 +136,7 @@ async fn reports_go_on_after_an_outage() {
 async fn without_the_right(redis: &TestRedis) -> Cache {
     redis.ask::<()>(&["ACL", "SETUSER", "api", "on", ">pass", "~art:*", "~samovar:jobs", "&*", "+@all"]).await;
     let url = samovar::redis::RedisUrl::parse(&redis.url_of("api", "pass"), None).unwrap();
-    Cache::builder(url).prefix("art").build().await.unwrap()
+    Cache::builder(url).prefix("art").bound(Duration::from_secs(10)).build().await.unwrap()
 }
 
 #[tokio::test]
