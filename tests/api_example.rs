@@ -161,4 +161,22 @@ async fn the_node_api_reads_and_reports_what_it_found() {
     redis.set("artwork_info:Mona Lisa", value, Duration::from_secs(600)).await;
     assert_eq!(ask().await, ("hit".to_owned(), value.to_owned()));
     eventually("the hit is reported", async || reported("hits").await == Some(1)).await;
+    assert!(redis.ttl("samovar:reported:{artwork_info}").await.is_some(), "sums of a job that is gone expire");
+
+    // A query is no part of the key.
+    let answer = http_get(&format!("{url}/artworks/Mona%20Lisa?size=1")).await;
+    assert_eq!(answer.headers()["x-cache"].to_str().unwrap(), "hit");
+    redis.freeze();
+    let asked = tokio::time::timeout(Duration::from_secs(30), ask()).await;
+    assert_eq!(asked.expect("Redis delays no request"), ("miss".to_owned(), value.to_owned()));
+    redis.thaw();
+    eventually("it is a hit again", async || ask().await.0 == "hit").await;
+    for _ in 0..10 {
+        assert_eq!(ask().await.0, "hit");
+    }
+    let process = i32::try_from(child.id().unwrap()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(process), nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(child.wait().await.unwrap().success());
+    let hits = reported("hits").await;
+    assert!(hits >= Some(1 + 1 + 10), "what was read last is reported at the end: {hits:?}");
 }

@@ -10,6 +10,7 @@ reports hits and misses, so that `samovar jobs` shows the hit rate.
 
 import asyncio
 import json
+import logging
 import os
 from collections import Counter
 from contextlib import asynccontextmanager
@@ -22,45 +23,60 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-# A cache that is unavailable must not delay requests: half a second, and one retry on a new connection.
-redis = Redis.from_url(
-    os.environ.get("REDIS_URL") or "redis://127.0.0.1:6379/0",
-    socket_timeout=0.5,
-    socket_connect_timeout=0.5,
-    retry=Retry(NoBackoff(), 1),
-)
+REDIS_URL = os.environ.get("REDIS_URL") or "redis://127.0.0.1:6379/0"
+
+
+def client(retries: int) -> Redis:
+    """Returns a client with a bound: a cache that is unavailable must not delay requests."""
+    retry = Retry(NoBackoff(), retries)
+    return Redis.from_url(REDIS_URL, socket_timeout=0.5, socket_connect_timeout=0.5, retry=retry)
+
+
+# A read is tried again on a new connection. A report is not: sent again, it could count twice.
+redis, reporter = client(1), client(0)
 # Pub/sub reaches all databases of a server, so each database except 0 has its own channels.
 database = redis.connection_pool.connection_kwargs.get("db") or 0
 DEFAULT_CHANNEL = f"samovar:db{database}:invalidate" if database else "samovar:invalidate"
 CHANNEL = os.environ.get("SAMOVAR_CHANNEL") or DEFAULT_CHANNEL
+log = logging.getLogger("uvicorn.error")
 museum = httpx.AsyncClient(base_url=os.environ.get("MUSEUM_URL") or "http://127.0.0.1:8080", timeout=10)
 
 
-# The job's sums of what readers found; the braces are part of the key.
-REPORTED = "samovar:reported:{artwork_info}"
+# The job's sums of what readers found; the braces are part of the key. They expire three days after the last report.
+REPORTED, KEPT = "samovar:reported:{artwork_info}", 72 * 3600
 found: Counter[str] = Counter()
 
 
 async def report_reads() -> None:
-    """Reports the reads of each second. What Redis does not take is dropped: sent again, it could count twice."""
+    """Reports what readers found since the last report, hits and misses at once. What Redis does not take is dropped."""
+    sums = dict(found)
+    found.clear()
+    if not sums:
+        return
+    report = reporter.pipeline(transaction=True)
+    for field, count in sums.items():
+        report.hincrby(REPORTED, field, count)
+    try:
+        await report.expire(REPORTED, KEPT).execute()
+    except RedisError as error:
+        log.warning("%s reads are not reported: %s", sum(sums.values()), error)
+
+
+async def reports() -> None:
     while True:
         await asyncio.sleep(1)
-        sums = dict(found)
-        found.clear()
-        try:
-            for field, count in sums.items():
-                await redis.hincrby(REPORTED, field, count)
-        except RedisError:
-            pass
+        await report_reads()
 
 
 @asynccontextmanager
 async def lifespan(_: FastAPI):
-    reports = asyncio.create_task(report_reads())
+    reporting = asyncio.create_task(reports())
     yield
-    reports.cancel()
+    reporting.cancel()
+    await report_reads()
     await museum.aclose()
     await redis.aclose()
+    await reporter.aclose()
 
 
 app = FastAPI(lifespan=lifespan)

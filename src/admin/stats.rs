@@ -133,7 +133,9 @@ async fn stats(fleet: &Fleet) -> Result<Stats, Problem> {
     }
     let (hits, misses) = (info.hits(), info.misses());
     let lately = jobs.iter().filter_map(|job| job.status.reads.as_ref()?.hour);
-    let lately = lately.fold((0, 0), |(hits, misses), reads| (hits + reads.hits, misses + reads.misses));
+    let lately = lately.fold((0_u64, 0_u64), |(hits, misses), reads| {
+        (hits.saturating_add(reads.hits), misses.saturating_add(reads.misses))
+    });
     let hit_rate = rate(lately.0, lately.1);
     Ok(Stats {
         connected_clients: info.connected_clients(),

@@ -188,12 +188,12 @@ impl Builder {
             tasks.spawn(async move { listener.listen(changes).await });
             near
         });
-        let reads = Arc::new(Reads::default());
-        if self.report {
+        let reads = self.report.then(Arc::<Reads>::default);
+        if let Some(reads) = &reads {
             if is_there {
                 reads.learn(&link).await;
             }
-            tasks.spawn(Arc::clone(&reads).run(Arc::clone(&link)));
+            tasks.spawn(Arc::clone(reads).run(Arc::clone(&link)));
         }
         let shared = Arc::new(Shared {
             link,

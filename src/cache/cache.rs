@@ -241,7 +241,9 @@ impl Cache {
 
     /// Counts a read for the fleet.
     fn count(&self, key: &str, found: Found) {
-        self.inner.shared.reads.count(key, found);
+        if let Some(reads) = &self.inner.shared.reads {
+            reads.count(key, found);
+        }
     }
 
     /// Reads values. On a Cluster, those of masters that do not answer are away, and the others are there.

@@ -29,7 +29,8 @@ pub(super) struct Inner {
 pub(super) struct Shared {
     pub(super) link: Arc<Link>,
     pub(super) flights: Flights,
-    pub(super) reads: Arc<Reads>,
+    /// `None` if this cache reports none.
+    pub(super) reads: Option<Arc<Reads>>,
     /// Keys that workers were recently asked to warm.
     pub(super) demanded: moka::sync::Cache<String, ()>,
     pub(super) lease: Duration,

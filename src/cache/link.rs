@@ -71,6 +71,11 @@ impl Link {
 }
 
 impl Guarded<'_> {
+    /// Returns `true` if both are behind one breaker.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.breaker, &other.breaker)
+    }
+
     /// Calls Redis, unless the breaker is open.
     pub(super) async fn ask<T, F>(&self, call: impl FnOnce(Connection) -> F) -> Result<T, Error>
     where

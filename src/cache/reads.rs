@@ -4,21 +4,24 @@
 //! described job counts for none. Every second the sums are added to `samovar:reported:{JOB}`, if there are any; no
 //! read waits for that. The descriptions are read when the cache is built, and again while there are reads.
 //!
-//! On failure: sums wait while a breaker is open. Those of a report that Redis did not answer are dropped and counted
-//! ([`super::Stats::unreported_reads`]), because Redis may have them. Those of a process's last second are lost.
+//! On failure: while a master's breaker is open, the counts of its jobs wait, for ten seconds at most, because a report
+//! counts as reads of the minute in which it arrives. Later ones are dropped and counted
+//! ([`super::Stats::unreported_reads`]), and so are those of a report that Redis did not answer, because Redis may have
+//! them. After a refusal nothing is sent for a minute. The counts of a process's last second are lost.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use redis::{RedisResult, Value};
 use serde::Deserialize;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, warn};
 
 use super::Error;
-use super::link::Link;
+use super::link::{Guarded, Link};
 use crate::entry::JobName;
 use crate::protocol::KeyPattern;
 
@@ -26,6 +29,14 @@ use crate::protocol::KeyPattern;
 const EVERY: Duration = Duration::from_secs(1);
 /// The age from which the descriptions of jobs are read again, and the age if there are none.
 const FRESH: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(5));
+/// The age from which counts are dropped: later, they would count as reads of another minute.
+const LATE: Duration = Duration::from_secs(10);
+/// The pause after a refusal: Redis notes each one in its ACL log.
+const REFUSED: Duration = Duration::from_secs(60);
+/// The life of a job's sums after the last report, in seconds.
+const KEPT: i64 = 72 * 3_600;
+/// The most causes of refusals that are logged, each once.
+const CAUSES: usize = 10;
 /// The fields of a report.
 const FIELDS: [&str; 3] = ["hits", "misses", "stale"];
 
@@ -47,8 +58,15 @@ pub(super) struct Reads {
     jobs: RwLock<Arc<Vec<Arc<Counted>>>>,
     /// `true` if there was a read since the descriptions were read.
     is_used: AtomicBool,
-    /// `true` if it was logged that reads are not reported.
-    is_told: AtomicBool,
+    refusals: Mutex<Refusals>,
+}
+
+/// The errors with which Redis answered reports, or the question for jobs.
+#[derive(Debug, Default)]
+struct Refusals {
+    last: Option<Instant>,
+    /// The causes that were logged.
+    told: HashSet<String>,
 }
 
 /// The reads of one job that are not reported yet.
@@ -58,6 +76,36 @@ struct Counted {
     key: KeyPattern,
     /// In the order of [`FIELDS`].
     counts: [AtomicU64; 3],
+    /// When the reporter first saw these counts.
+    waiting: Mutex<Option<Instant>>,
+}
+
+/// The jobs whose sums are on one master.
+struct Batch<'a> {
+    at: Guarded<'a>,
+    jobs: Vec<Arc<Counted>>,
+}
+
+impl Counted {
+    fn new(job: JobName, key: KeyPattern) -> Self {
+        Self { job, key, counts: Default::default(), waiting: Mutex::default() }
+    }
+
+    /// Returns how long counts wait; `None` without any.
+    fn waits(&self) -> Option<Duration> {
+        let is_empty = self.counts.iter().all(|count| count.load(Ordering::Relaxed) == 0);
+        (!is_empty).then(|| self.waiting().get_or_insert_with(Instant::now).elapsed())
+    }
+
+    /// Takes the counts.
+    fn take(&self) -> [u64; 3] {
+        *self.waiting() = None;
+        self.counts.each_ref().map(|count| count.swap(0, Ordering::Relaxed))
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The part of a job's description that is needed here.
@@ -71,7 +119,10 @@ struct Described {
 impl Reads {
     /// Counts a read of a whole key.
     pub(super) fn count(&self, key: &str, found: Found) {
-        self.is_used.store(true, Ordering::Relaxed);
+        // Without a write, the line stays in the caches of all processors.
+        if !self.is_used.load(Ordering::Relaxed) {
+            self.is_used.store(true, Ordering::Relaxed);
+        }
         let jobs = self.jobs.read().unwrap_or_else(PoisonError::into_inner);
         let Some(job) = jobs.iter().find(|job| job.key.owns(key)) else { return };
         let fields: &[usize] = match found {
@@ -91,7 +142,8 @@ impl Reads {
         let mut learned = Instant::now();
         loop {
             every.tick().await;
-            if link.breakers.any_is_open() {
+            self.drop_late(&link);
+            if self.is_refused() {
                 continue;
             }
             self.report(&link).await;
@@ -107,21 +159,22 @@ impl Reads {
     pub(super) async fn learn(&self, link: &Link) {
         let mut ask = redis::cmd("HGETALL");
         ask.arg(link.names.jobs());
-        match link.at(&link.names.jobs()).ask_one::<HashMap<String, Vec<u8>>>(&ask).await {
+        match link.at(&link.names.jobs()).ask_one::<HashMap<Vec<u8>, Vec<u8>>>(&ask).await {
             Ok(described) => self.know(described),
             Err(e) => self.tell(&e),
         }
     }
 
     /// Counts for these jobs from now on. The counts of a job that stays go on.
-    fn know(&self, described: HashMap<String, Vec<u8>>) {
+    fn know(&self, described: HashMap<Vec<u8>, Vec<u8>>) {
         let earlier = self.jobs();
         let mut jobs = Vec::new();
         for (name, text) in described {
+            let Ok(name) = String::from_utf8(name) else { continue };
             let Ok(Described { key, since_ms }) = serde_json::from_slice(&text) else { continue };
             let Ok(key) = KeyPattern::parse(&key) else { continue };
             let same = earlier.iter().find(|job| job.job.as_str() == name && job.key == key).cloned();
-            let new = || Arc::new(Counted { job: JobName::new(name), key, counts: Default::default() });
+            let new = || Arc::new(Counted::new(JobName::new(name), key));
             jobs.push((since_ms, same.unwrap_or_else(new)));
         }
         jobs.sort_by(|(a, job), (b, other)| b.cmp(a).then_with(|| job.job.cmp(&other.job)));
@@ -129,26 +182,38 @@ impl Reads {
         *self.jobs.write().unwrap_or_else(PoisonError::into_inner) = jobs;
     }
 
-    /// Adds the counts to the fleet's, if there are any.
+    /// Adds the counts to the fleet's, if there are any, with one call for each master.
     async fn report(&self, link: &Link) {
-        let (mut add, mut sent) = (redis::pipe(), Vec::new());
-        add.ignore_errors();
-        for job in self.jobs().iter() {
-            for (field, count) in FIELDS.iter().zip(&job.counts) {
-                let count = count.swap(0, Ordering::Relaxed);
-                if count > 0 {
-                    add.hincr(link.names.reported(&job.job), *field, count);
-                    // A stale hit is one of the hits.
-                    sent.push(if *field == FIELDS[2] { 0 } else { count });
-                }
+        let mut batches: Vec<Batch<'_>> = Vec::new();
+        for job in self.jobs().iter().filter(|job| job.waits().is_some()) {
+            let at = link.at(&link.names.reported(&job.job));
+            match batches.iter_mut().find(|batch| batch.at.is_same(&at)) {
+                Some(batch) => batch.jobs.push(Arc::clone(job)),
+                None => batches.push(Batch { at, jobs: vec![Arc::clone(job)] }),
             }
         }
-        if sent.is_empty() {
-            return;
-        }
-        let call = async |mut redis| add.query_async::<Vec<RedisResult<Value>>>(&mut redis).await;
-        let answers = link.anywhere().ask_once(call).await;
-        let lost: u64 = match answers {
+        join_all(batches.into_iter().map(|batch| self.send(link, batch))).await;
+    }
+
+    /// Sends the counts of some jobs. While the breaker is open, they stay.
+    async fn send(&self, link: &Link, Batch { at, jobs }: Batch<'_>) {
+        let mut sent = Vec::new();
+        let call = async |mut redis| {
+            let mut add = redis::pipe();
+            add.ignore_errors();
+            for job in &jobs {
+                let key = link.names.reported(&job.job);
+                for (field, count) in FIELDS.into_iter().zip(job.take()).filter(|(_, count)| *count > 0) {
+                    add.hincr(&key, field, count);
+                    // A stale hit is one of the hits.
+                    sent.push(if field == FIELDS[2] { 0 } else { count });
+                }
+                add.expire(&key, KEPT);
+                sent.push(0);
+            }
+            add.query_async::<Vec<RedisResult<Value>>>(&mut redis).await
+        };
+        let lost = match at.ask_once(call).await {
             Ok(answers) => {
                 let lost = answers.into_iter().zip(&sent).filter_map(|(answer, count)| Some((answer.err()?, count)));
                 lost.map(|(e, count)| {
@@ -162,22 +227,53 @@ impl Reads {
                 sent.iter().sum()
             }
         };
-        link.counts.unreported_reads.add(usize::try_from(lost).unwrap_or(usize::MAX));
+        self.lose(link, lost);
+    }
+
+    /// Drops counts that waited too long.
+    fn drop_late(&self, link: &Link) {
+        for job in self.jobs().iter().filter(|job| job.waits().is_some_and(|time| time > LATE)) {
+            let [hits, misses, _] = job.take();
+            self.lose(link, hits + misses);
+        }
+    }
+
+    fn lose(&self, link: &Link, reads: u64) {
+        link.counts.unreported_reads.add(usize::try_from(reads).unwrap_or(usize::MAX));
     }
 
     fn jobs(&self) -> Arc<Vec<Arc<Counted>>> {
         Arc::clone(&self.jobs.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Logs a failure, once for a user without the rights.
+    /// Returns `true` for a while after a refusal.
+    fn is_refused(&self) -> bool {
+        self.refusals().last.is_some_and(|last| last.elapsed() < REFUSED)
+    }
+
+    fn refusals(&self) -> MutexGuard<'_, Refusals> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a failure, and logs each cause of a refusal once.
     fn tell(&self, error: &Error) {
-        if error.is_unavailable() || self.is_told.swap(true, Ordering::Relaxed) {
+        let mut refusals = self.refusals();
+        if !error.is_unavailable() {
+            refusals.last = Some(Instant::now());
+        }
+        let is_new = refusals.told.len() < CAUSES && !refusals.told.contains(&error.to_string());
+        if error.is_unavailable() || !is_new {
             debug!("reads are not reported: {error}");
             return;
         }
+        refusals.told.insert(error.to_string());
+        let remedy = match error {
+            Error::Redis(e) if e.code() == Some("NOPERM") => "give the Redis user the rights in docs/redis.md",
+            _ => "docs/protocol.md#hit-rates has what a report needs",
+        };
         warn!(
-            "reads are not reported, and no hit rate is known of them: {error}; give the Redis user the rights in \
-             docs/redis.md, or turn reports off with `Builder::report(false)`"
+            "reads are not reported, and the fleet's hit rate lacks them; tried again once a minute: {error}; {remedy}, \
+             or turn reports off with `Builder::report(false)`"
         );
     }
 }
@@ -186,9 +282,9 @@ impl Reads {
 mod tests {
     use super::*;
 
-    fn described(jobs: &[(&str, &str, i64)]) -> HashMap<String, Vec<u8>> {
+    fn described(jobs: &[(&str, &str, i64)]) -> HashMap<Vec<u8>, Vec<u8>> {
         let text = |key: &str, since: i64| format!(r#"{{"key": "{key}", "since_ms": {since}}}"#).into_bytes();
-        jobs.iter().map(|(name, key, since)| ((*name).to_owned(), text(key, *since))).collect()
+        jobs.iter().map(|(name, key, since)| (name.as_bytes().to_vec(), text(key, *since))).collect()
     }
 
     fn counts(reads: &Reads) -> Vec<(String, [u64; 3])> {
@@ -214,7 +310,8 @@ mod tests {
         reads.know(described(&[("art", "art:{name}", 1)]));
         reads.count("art:1", Found::Hit);
         let mut again = described(&[("art", "art:{name}", 2), ("bad", "{name}", 2)]);
-        again.insert("worse".to_owned(), b"\xff".to_vec());
+        again.insert(b"worse".to_vec(), b"\xff".to_vec());
+        again.insert(b"\xff".to_vec(), br#"{"key": "other:{name}"}"#.to_vec());
         reads.know(again);
         reads.count("art:1", Found::Hit);
         assert_eq!(counts(&reads), [("art".to_owned(), [2, 0, 0])]);

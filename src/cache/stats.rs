@@ -24,7 +24,8 @@ pub struct Stats {
     pub fenced_loads: u64,
     /// Requests that a rate limiter decided locally.
     pub local_limits: u64,
-    /// Reads whose report to the fleet Redis refused or did not answer: the fleet's hit rate may lack them.
+    /// Reads whose report to the fleet Redis refused or did not answer, or that waited too long for it: the fleet's hit
+    /// rate may lack them.
     pub unreported_reads: u64,
     /// `true` while a breaker is open: some calls are answered without Redis.
     pub degraded: bool,

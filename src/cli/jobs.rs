@@ -18,7 +18,7 @@ use crate::entry::escape::escaped;
 use crate::entry::excerpt;
 use crate::job::{KnownJob, KnownJobs};
 use crate::ops::audit::LastDifferent;
-use crate::ops::reads::{Reads, ReportedReads, rate_text};
+use crate::ops::reads::{Reads, ReportedReads};
 use crate::ops::status::{self, JobStatus, UpstreamStatus};
 use crate::ops::words::{self, grouped};
 use crate::ops::{Absent, AbsentPage, Ops, still_waits};
@@ -316,21 +316,21 @@ fn audits(status: &JobStatus, now: RedisTime) -> Option<String> {
 
 /// Returns a table of the jobs' hit rates, if services report the reads of any.
 fn hit_rates(all: &[JobStatus], now: RedisTime) -> Option<Rows> {
-    let names = ["JOB", "HITS (1 h)", "READS (1 h)", "HITS (24 h)", "READS (24 h)", "STALE (24 h)", "REPORTED SINCE"];
+    let names = ["JOB", "HIT RATE (1 h)", "READS", "HIT RATE (24 h)", "READS", "OF THEM STALE", "REPORTED SINCE"];
     let mut rows = table(&names);
     let number =
         |reads: Option<Reads>, what: fn(Reads) -> u64| reads.map_or_else(unknown, |reads| grouped(what(reads)));
     for JobStatus { job, reads, .. } in all {
-        let Some(ReportedReads { hour, day, all, .. }) = reads else {
+        let Some(known @ ReportedReads { hour, day, all, .. }) = reads else {
             rows.add_row([job.clone(), "not reported".to_owned()]);
             continue;
         };
         rows.add_row([
             job.clone(),
-            rate_text(*hour),
-            number(*hour, |reads| reads.hits + reads.misses),
-            rate_text(*day),
-            number(*day, |reads| reads.hits + reads.misses),
+            known.hour_text(),
+            number(*hour, |reads| reads.hits.saturating_add(reads.misses)),
+            known.day_text(),
+            number(*day, |reads| reads.hits.saturating_add(reads.misses)),
             number(*day, |reads| reads.stale),
             all.map_or_else(unknown, |all| ago(all.since_ms, now)),
         ]);

@@ -1,8 +1,9 @@
 //! Hit rates of jobs, of the reads that services report.
 //!
 //! Services add to a job's sums (docs/protocol.md). Once a minute a worker copies these to the job's minute figures,
-//! with Redis's time, so a report needs no clock. The reads of the last hour are the sums less those an hour ago. What
-//! cannot be told is `None`: reads made while no worker was there to note when, or figures that Redis lost.
+//! with Redis's time, so a report needs no clock. The reads of the last hour are the sums less those an hour ago. Reads
+//! before the first note count for nothing. What cannot be told is `None`: reads made while no worker was there to note
+//! when, figures that Redis lost, or values that are no counts.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -12,14 +13,18 @@ use redis::{RedisResult, Script};
 use serde::Serialize;
 
 use crate::entry::JobName;
-use crate::entry::duration::millis;
+use crate::entry::duration::{millis, rough};
 use crate::protocol::Keys;
 use crate::redis::{Connection, RedisTime};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(24 * 3_600);
-/// The time for which minute figures are kept, and both keys after the last report.
-const KEPT: Duration = Duration::from_secs(72 * 3_600);
+/// The life of the sums after the last report, and of the minute figures after the last of them.
+pub const KEPT: Duration = Duration::from_secs(72 * 3_600);
+/// The minute figures that are kept: more than a day of them.
+const FIGURES: u32 = 1_800;
+/// The digits of the largest sum. A longer one is refused; a double holds each of these exactly.
+const DIGITS: usize = 15;
 /// The time between two minute figures.
 const MINUTE: Duration = Duration::from_secs(60);
 /// The time after the last look at the sums from which on no worker was there.
@@ -50,11 +55,37 @@ pub struct ReportedReads {
     pub hour: Option<Reads>,
     /// Those of the last day; null if that cannot be told.
     pub day: Option<Reads>,
-    /// All since reports began; null before a worker has noted when that was.
+    /// All since a worker first noted the sums; null before that.
     pub all: Option<Reads>,
     /// When they were summed (Redis time, ms since the epoch).
     #[schema(value_type = i64)]
     pub as_of_ms: RedisTime,
+}
+
+impl ReportedReads {
+    /// Returns what is known if the sums cannot be read: nothing.
+    pub fn unknown(now: RedisTime) -> Self {
+        Self { hour: None, day: None, all: None, as_of_ms: now }
+    }
+
+    /// Returns the hit rate of the last hour for people, with the time that it is of if that is shorter.
+    pub fn hour_text(&self) -> String {
+        self.text(self.hour, HOUR)
+    }
+
+    /// Returns the hit rate of the last day for people, with the time that it is of if that is shorter.
+    pub fn day_text(&self) -> String {
+        self.text(self.day, DAY)
+    }
+
+    fn text(&self, reads: Option<Reads>, span: Duration) -> String {
+        let rate = reads.and_then(|reads| Some((reads.hit_rate?, self.as_of_ms.saturating_since(reads.since_ms))));
+        match rate {
+            None => "–".to_owned(),
+            Some((rate, of)) if of + MINUTE < span => format!("{:.1} % (of {})", rate * 100.0, rough(of)),
+            Some((rate, _)) => format!("{:.1} %", rate * 100.0),
+        }
+    }
 }
 
 impl Reads {
@@ -69,12 +100,6 @@ pub fn rate(hits: u64, misses: u64) -> Option<f64> {
     #[expect(clippy::cast_precision_loss, reason = "a rate need not be exact")]
     let rate = (all > 0).then(|| hits as f64 / all as f64);
     rate
-}
-
-/// Returns a hit rate for people; a dash if it is not known or there were no reads.
-pub fn rate_text(reads: Option<Reads>) -> String {
-    let rate = reads.and_then(|reads| reads.hit_rate);
-    rate.map_or_else(|| "–".to_owned(), |rate| format!("{:.1} %", rate * 100.0))
 }
 
 /// A minute figure: the sums at a time.
@@ -107,17 +132,39 @@ fn sums(text: &str) -> Option<[u64; 3]> {
 struct Sums {
     now: RedisTime,
     sums: [u64; 3],
+    /// The beginning, and the sums at that time.
     since: RedisTime,
+    base: [u64; 3],
     rolled: [u64; 3],
     rolled_at: RedisTime,
 }
 
+/// Reads the sum that services add to; `None` if it is no count.
+fn sum(text: &[u8]) -> Option<u64> {
+    let is_count = text.len() <= DIGITS && text.iter().all(u8::is_ascii_digit);
+    str::from_utf8(text).ok().filter(|_| is_count)?.parse().ok()
+}
+
 impl Sums {
+    /// Reads the fields of the hash; `None` if a sum is no count, or no worker has noted the sums yet.
+    fn of(now: RedisTime, fields: &[Option<Vec<u8>>; 7]) -> Option<Self> {
+        let mut totals = [0; 3];
+        for (total, text) in totals.iter_mut().zip(fields) {
+            *total = text.as_deref().map_or(Some(0), sum)?;
+        }
+        let text = |n: usize| str::from_utf8(fields[n].as_deref()?).ok();
+        let time = |n: usize| text(n)?.parse().ok();
+        let (base, rolled) = (sums(text(4)?)?, sums(text(5)?)?);
+        Some(Self { now, sums: totals, since: time(3)?, base, rolled, rolled_at: time(6)? })
+    }
+
     /// Returns the reads of the time before now. `before` is the last figure before that time, `after` the first since.
     fn lately(&self, time: Duration, before: Option<Figure>, after: Option<Figure>) -> Option<Reads> {
         let from = self.now - time;
         let (base, since) = match (before, after) {
-            _ if self.since > from => ([0; 3], self.since),
+            // The clock was set back, and no worker has noted it yet.
+            _ if self.rolled_at > self.now + MINUTE => return None,
+            _ if self.since > from => (self.base, self.since),
             (_, Some(after)) if after.gap => (after.sums, after.at),
             // The figures were lost.
             (None, _) => return None,
@@ -125,6 +172,11 @@ impl Sums {
             (_, None) if self.sums != self.rolled && self.rolled_at + UNATTENDED < from => return None,
             (Some(before), _) => (before.sums, from),
         };
+        self.since(base, since)
+    }
+
+    /// Returns the reads since the sums were these; `None` if they went down.
+    fn since(&self, base: [u64; 3], since: RedisTime) -> Option<Reads> {
         let mut reads = [0; 3];
         for (n, read) in reads.iter_mut().enumerate() {
             *read = self.sums[n].checked_sub(base[n])?;
@@ -140,25 +192,18 @@ impl Sums {
 pub async fn reported(redis: &Connection, keys: &Keys, job: &JobName) -> RedisResult<Option<ReportedReads>> {
     let (reported, minutes) = (keys.reported(job), keys.minutes(job));
     let mut redis = redis.clone();
-    type Fields = [Option<String>; 6];
+    type Fields = [Option<Vec<u8>>; 7];
     let (now, fields): (RedisTime, Fields) = redis::pipe()
         .cmd("TIME")
         .cmd("HMGET")
         .arg(&reported)
-        .arg(&["hits", "misses", "stale", "since", "rolled", "rolled_ms"])
+        .arg(&["hits", "misses", "stale", "since", "base", "rolled", "rolled_ms"])
         .query_async(&mut redis)
         .await?;
     if fields[..3].iter().all(Option::is_none) {
         return Ok(None);
     }
-    let number = |n: usize| fields[n].as_ref().and_then(|text| text.parse().ok());
-    let totals = [0, 1, 2].map(|n| number(n).unwrap_or_default());
-    let time = |n: usize| fields[n].as_ref().and_then(|text| text.parse().ok());
-    let (Some(since), Some(rolled_at)) = (time(3), time(5)) else {
-        return Ok(Some(ReportedReads { hour: None, day: None, all: None, as_of_ms: now }));
-    };
-    let rolled = fields[4].as_deref().and_then(sums).unwrap_or_default();
-    let all = Sums { now, sums: totals, since, rolled, rolled_at };
+    let Some(all) = Sums::of(now, &fields) else { return Ok(Some(ReportedReads::unknown(now))) };
     let mut ask = redis::pipe();
     for time in [HOUR, DAY] {
         let from = now - time;
@@ -171,20 +216,32 @@ pub async fn reported(redis: &Connection, keys: &Keys, job: &JobName) -> RedisRe
     Ok(Some(ReportedReads {
         hour: lately(HOUR, 0),
         day: lately(DAY, 2),
-        all: Some(Reads::new(totals, since)),
+        all: all.since(all.base, all.since),
         as_of_ms: now,
     }))
 }
 
-/// Adds a job's reads to its minute figures, if a minute is over. Returns `true` if it added any.
+/// What a call of [`roll`] did.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Rolled {
+    /// `true` if it added a figure.
+    pub added: bool,
+    /// The fields that were no counts and are 0 now, each with its value.
+    pub refused: Vec<(String, String)>,
+}
+
+/// Adds a job's reads to its minute figures, if a minute is over.
 ///
 /// # Errors
 /// Fails if Redis returns an error; call it again.
-pub async fn roll(redis: &Connection, keys: &Keys, job: &JobName) -> RedisResult<bool> {
+pub async fn roll(redis: &Connection, keys: &Keys, job: &JobName) -> RedisResult<Rolled> {
     let mut call = ROLL.key(keys.reported(job));
     call.key(keys.minutes(job)).arg(millis(MINUTE.mul_f64(0.9))).arg(millis(UNATTENDED));
-    call.arg(KEPT.as_secs() / MINUTE.as_secs()).arg(millis(KEPT));
-    call.invoke_async(&mut redis.clone()).await
+    call.arg(FIGURES).arg(millis(KEPT));
+    let (added, refused): (bool, Vec<Vec<u8>>) = call.invoke_async(&mut redis.clone()).await?;
+    let text = |text: &[u8]| String::from_utf8_lossy(text).into_owned();
+    let refused = refused.chunks_exact(2).map(|pair| (text(&pair[0]), text(&pair[1]))).collect();
+    Ok(Rolled { added, refused })
 }
 
 #[cfg(test)]
@@ -209,22 +266,26 @@ mod tests {
 
     #[test]
     fn the_last_hour_is_what_came_since_its_first_minute() {
-        let sums = Sums { now: NOW, sums: [90, 10, 0], since: at(300), rolled: [90, 10, 0], rolled_at: NOW };
+        let sums =
+            Sums { now: NOW, sums: [90, 10, 0], since: at(300), base: [30, 0, 0], rolled: [90, 10, 0], rolled_at: NOW };
         assert_eq!(hits(sums, figure(61, 50), figure(59, 55)), Some((40, 60)));
         assert_eq!(hits(sums, figure(299, 90), None), Some((0, 60)), "nothing was read");
         let young = Sums { since: at(20), ..sums };
-        assert_eq!(hits(young, None, figure(19, 1)), Some((90, 20)));
+        assert_eq!(hits(young, None, figure(19, 31)), Some((60, 20)), "those before it was noted do not count");
     }
 
     #[test]
     fn reads_of_an_unknown_time_are_not_counted_as_recent() {
-        let sums = Sums { now: NOW, sums: [90, 0, 0], since: at(300), rolled: [90, 0, 0], rolled_at: NOW };
+        let sums =
+            Sums { now: NOW, sums: [90, 0, 0], since: at(300), base: [0; 3], rolled: [90, 0, 0], rolled_at: NOW };
         let gap = figure(10, 70).map(|figure| Figure { gap: true, ..figure });
         assert_eq!(hits(sums, figure(200, 1), gap), Some((20, 10)), "no worker was there until ten minutes ago");
         let unattended = Sums { rolled: [1, 0, 0], rolled_at: at(200), ..sums };
         assert_eq!(hits(unattended, figure(200, 1), None), None, "no worker is there");
         assert_eq!(hits(sums, None, None), None, "the figures were lost");
         assert_eq!(hits(sums, figure(61, 91), None), None, "the sums went down");
+        let ahead = Sums { rolled_at: NOW + MINUTE * 2, ..sums };
+        assert_eq!(hits(ahead, figure(61, 50), None), None, "the clock was set back");
     }
 
     #[test]

@@ -292,7 +292,11 @@ pub async fn of_job(
         .query_async(&mut redis)
         .await?;
     let gone_guard = there(GoneGuard::read(&mut redis, keys, &job.name, now).await)?;
-    let reads = there(reads::reported(&redis, keys, &job.name).await)?;
+    let reads = match reads::reported(&redis, keys, &job.name).await {
+        // They cannot be read; that is not the same as none.
+        Err(e) if is_of_keys(&e) => Some(ReportedReads::unknown(now)),
+        reads => reads?,
+    };
     let audits = there(audit::audits(&redis, keys, &job.name).await)?;
     let due: u64 = [there(scheduled)?, there(high)?, there(bulk)?].into_iter().sum();
     let (in_flight, dead, next) = (there(in_flight)?, there(dead)?, there(next)?);

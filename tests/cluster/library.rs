@@ -76,6 +76,54 @@ async fn given_up(cache: &Cache, name: &str) {
     .await;
 }
 
+/// The values are on other masters than the sums of one job, whose master dies.
+#[tokio::test]
+async fn a_dead_master_keeps_no_report_of_others() {
+    let options = TestRedis::options().arg("--cluster-require-full-coverage", "no");
+    let mut cluster = TestCluster::of(vec![options; 3], 0).await;
+    let dead = (cluster.owner("samovar:jobs").await + 1) % 3;
+    let alive = (dead + 1) % 3;
+    let mut jobs = Vec::new();
+    for nth in [dead, alive] {
+        let all = (0..KEYS).map(|n| format!("samovar:reported:{{job{n}}}"));
+        let reported = cluster.key_on(nth, all).await;
+        let job = reported["samovar:reported:{".len()..reported.len() - 1].to_owned();
+        let name = cluster.key_on(alive, names().into_iter().map(|name| format!("{job}:{name}"))).await;
+        jobs.push((reported, name[job.len() + 1..].to_owned(), job));
+    }
+    let mut link = cluster.connection().await;
+    for (_, _, job) in &jobs {
+        let described = format!(r#"{{"key": "{job}:{{name}}"}}"#);
+        redis::cmd("HSET").arg("samovar:jobs").arg(job).arg(described).exec_async(&mut link).await.unwrap();
+    }
+    let cache = cache(&cluster).await;
+    let [of_dead, of_alive] = [0, 1].map(|n: usize| (cache.with_prefix(&jobs[n].2).unwrap(), jobs[n].1.as_str()));
+    let read = async |(cache, name): &(Cache, &str)| assert_eq!(cache.get::<u8>(name).await.unwrap(), None);
+    cluster.nodes[dead].kill9();
+    eventually("reports have opened a breaker", async || {
+        read(&of_dead).await;
+        cache.stats().degraded
+    })
+    .await;
+    for _ in 0..3 {
+        let misses = redis::cmd("HGET").arg(&jobs[1].0).arg("misses").to_owned();
+        let before: Option<u64> = misses.query_async(&mut link).await.unwrap();
+        read(&of_dead).await;
+        read(&of_alive).await;
+        eventually("the other job's are reported", async || {
+            misses.query_async::<Option<u64>>(&mut link).await.unwrap() > before
+        })
+        .await;
+    }
+    cluster.nodes[dead].start_again().await;
+    cluster.settled().await;
+    eventually("a service that only reads recovers", async || {
+        read(&of_dead).await;
+        !cache.stats().degraded
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_dead_master_opens_no_breaker_of_others() {
     let options = TestRedis::options().arg("--cluster-require-full-coverage", "no");

@@ -14,7 +14,6 @@ use super::lines::{clock, subject, what, why};
 use super::view::{Tally, View, hit_rate, ms, unanswered};
 use crate::entry::Outcome;
 use crate::entry::escape::escaped;
-use crate::ops::reads::rate_text;
 use crate::ops::status::JobStatus;
 use crate::telemetry::Event;
 
@@ -96,7 +95,7 @@ fn of_jobs<'a>(jobs: &'a [JobStatus], view: &View) -> Table<'a> {
         "DUE",
         "IN HAND",
         "DEAD",
-        "HITS (1 h)",
+        "HIT RATE (1 h)",
         "WARMED",
         "UNCHANGED",
         "FAILED",
@@ -106,7 +105,7 @@ fn of_jobs<'a>(jobs: &'a [JobStatus], view: &View) -> Table<'a> {
     ];
     let none = Tally::default();
     let hits = |status: &JobStatus| match &status.reads {
-        Some(reads) => rate_text(reads.hour),
+        Some(reads) => reads.hour_text(),
         None => "not reported".to_owned(),
     };
     let rows = jobs.iter().map(|status| {
@@ -135,7 +134,7 @@ fn of_jobs<'a>(jobs: &'a [JobStatus], view: &View) -> Table<'a> {
         Constraint::Length(7),
         Constraint::Length(7),
         Constraint::Length(6),
-        Constraint::Length(12),
+        Constraint::Length(16),
         Constraint::Length(7),
         Constraint::Length(9),
         Constraint::Length(6),

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use redis::RedisResult;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
+use crate::entry::JobName;
 use crate::ops::{Ops, reads};
 use crate::redis::{Backoff, Troubles};
 
@@ -54,9 +56,32 @@ impl Recorder {
         for job in jobs.jobs.keys() {
             ask.exists(keys.reported(job));
         }
-        let are_there: Vec<bool> = ask.query_async(&mut redis.clone()).await?;
-        for (job, _) in jobs.jobs.keys().zip(are_there).filter(|(_, is_there)| *is_there) {
-            self.troubles.alone(job.as_str(), reads::roll(redis, keys, job).await)?;
+        let are_there: Vec<RedisResult<bool>> = ask.ignore_errors().query_async(&mut redis.clone()).await?;
+        let mut failed = Ok(());
+        for (job, is_there) in jobs.jobs.keys().zip(are_there) {
+            // The failure of one job, or of one master, keeps no other job from its figures.
+            match self.one(job, is_there).await {
+                Ok(()) => {}
+                Err(e) => failed = Err(e),
+            }
+        }
+        failed
+    }
+
+    /// Adds a figure of one job, if it has reports and a figure is due.
+    async fn one(&self, job: &JobName, is_there: RedisResult<bool>) -> RedisResult<()> {
+        let Ops { redis, keys, .. } = &self.ops;
+        let done = match is_there {
+            Ok(false) => return Ok(()),
+            Ok(true) => reads::roll(redis, keys, job).await,
+            Err(e) => Err(e),
+        };
+        for (field, value) in self.troubles.alone(job.as_str(), done)?.into_iter().flat_map(|rolled| rolled.refused) {
+            warn!(
+                "`{field}` of `{}` was {value:?}, which is no count of up to 15 digits; it is 0 now, and the hit rates \
+                 of the job {job} begin anew. Look for the service that writes it: docs/protocol.md#hit-rates",
+                keys.reported(job)
+            );
         }
         Ok(())
     }
