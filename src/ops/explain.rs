@@ -106,7 +106,9 @@ fn tell_value(facts: &mut Facts, entry: &Entry, has_inputs: bool) {
     }
     if !entry.rechecks_ms.is_empty() {
         let times = entry.rechecks_ms.iter().map(|at| if *at > now { relative(*at, now) } else { "now".to_owned() });
-        facts.say("rechecks", Vec::from_iter(times).join(", "));
+        let mut times = Vec::from_iter(times);
+        times.dedup();
+        facts.say("rechecks", times.join(", "));
     }
 }
 

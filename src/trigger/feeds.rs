@@ -281,7 +281,7 @@ impl Cron {
             };
             if !refusal.is_of_redis() {
                 let Refusal { reason, wait } = refusal;
-                return Err(Failure { reason: format!("{upstream} admits nothing: {reason}"), wait }.into());
+                return Err(Failure { reason: format!("upstream {upstream} admits nothing: {reason}"), wait }.into());
             }
             if began.elapsed() >= self.claim {
                 let what = format!("a feed waits, because {upstream} {}", refusal.says());

@@ -76,7 +76,8 @@ impl Attempt<'_> {
         if let Some(reason) = cut.filter(|_| !is_later) {
             // Whatever a fallback says: the next try would pay for such an answer again.
             failure = Ending::dead(format!(
-                "{reason}; it was paid for, so it is not asked for again before the next warmup, invalidation or demand"
+                "{reason}; it was paid for, so it is not asked for again before the next warmup, invalidation, demand, \
+                 or recheck or change of an input"
             ));
         } else if is_futile {
             let reason = failure.reason.take().unwrap_or_default();
