@@ -272,7 +272,7 @@ impl Reads {
             _ => "docs/protocol.md#hit-rates has what a report needs",
         };
         warn!(
-            "reads are not reported, and the fleet's hit rate lacks them; tried again once a minute: {error}; {remedy}, \
+            "reads are not reported, and the hit rate lacks them (next attempt in a minute): {error}; {remedy}, \
              or turn reports off with `Builder::report(false)`"
         );
     }
