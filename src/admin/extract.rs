@@ -18,7 +18,7 @@ use crate::entry::duration;
 /// The longest body, in bytes.
 pub(super) const BODY: usize = 1 << 20;
 /// The timeout for receiving a body.
-const BODY_TIME: Duration = Duration::from_secs(10);
+pub(super) const BODY_TIME: Duration = Duration::from_secs(10);
 
 /// The worker's parts; an error until Redis was reached. A request keeps the same parts to its end.
 pub(super) struct Fleet {

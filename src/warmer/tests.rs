@@ -54,6 +54,10 @@ impl Bench {
         let up = UpstreamName::new("up");
         let gate = Arc::new(Gate::new(Arc::clone(&jobs.upstreams[&up]), redis.clone(), &keys, 1));
         let (store, agenda) = (Store::new(redis.clone(), keys.clone()), Agenda::new(redis.clone(), keys.clone()));
+        // As if the feed of each job had just named all entries.
+        let popularity = Popularity::new(redis.clone(), keys.clone());
+        let now = store.now().await.unwrap();
+        jobs.jobs.keys().for_each(|job| popularity.note_answer(job, now));
         let (warmer, finisher) = Warmer::new(
             Arc::clone(&jobs),
             store.clone(),
@@ -61,7 +65,7 @@ impl Bench {
             Sources::new(&jobs).unwrap(),
             [(up, Arc::clone(&gate))].into(),
             Telemetry::default(),
-            Popularity::new(redis.clone(), keys.clone()),
+            popularity,
             LONG,
             CancellationToken::new(),
         );

@@ -117,7 +117,7 @@ async fn an_entry_that_its_group_cannot_use_has_its_fallback() {
 async fn an_urgent_entry_joins_no_group_that_waits_for_others() {
     let (redis, upstream) = both().await;
     let museum = Museum::of(upstream, names(3));
-    let source = format!("{}\nwait = \"5s\"", bulk(10));
+    let source = bulk(10).replace("300ms", "5s");
     let jobs = jobs(&museum.upstream, BY_NAME, &source, &listed(&names(3)));
     let _worker = worker(&redis, &jobs);
     served(&redis, &names(3), 1).await;
@@ -209,7 +209,7 @@ async fn a_group_that_waits_is_handed_to_another_worker() {
 async fn a_group_that_gathers_does_not_hold_up_the_end() {
     let (redis, upstream) = both().await;
     let museum = Museum::of(upstream, names(1));
-    let jobs = jobs(&museum.upstream, BY_NAME, &format!("{}\nwait = \"5s\"", bulk(10)), &listed(&names(1)));
+    let jobs = jobs(&museum.upstream, BY_NAME, &bulk(10).replace("300ms", "5s"), &listed(&names(1)));
     let mut worker = talkative(&redis, &jobs).env("SAMOVAR_DRAIN", "3s").spawn();
     eventually("a worker has it", async || {
         let busy: Vec<String> = redis.ask(&["ZRANGEBYSCORE", "samovar:agenda:{art}", "-inf", "(0"]).await;

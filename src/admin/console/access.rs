@@ -89,7 +89,9 @@ pub(super) async fn check(State(check): State<Check>, mut request: Request, next
     let response = next.run(request).await;
     if changes {
         info!(method = "POST", path, status = response.status().as_u16(), "HTTP request");
-        check.console.live.disturb();
+        if check.needs == Needs::Act {
+            check.console.live.disturb();
+        }
     }
     response
 }

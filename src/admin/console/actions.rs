@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use axum::Form;
 use axum::extract::{Path, Query};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
 use serde::Deserialize;
 
+use super::fields::Fields;
 use super::page::{Failure, Page, Screen, Tab, query, text, unknown};
 use crate::admin::warm_due;
 use crate::ops::audit_log::Change;
@@ -89,8 +89,13 @@ impl Target {
         }
     }
 
-    /// Checks that there is such a job or key.
-    fn check(&self, screen: &Screen) -> Result<(), Failure> {
+    /// Checks that it names either a job or a key, as the action asks for, and that there is such a one.
+    fn check(&self, action: Action, screen: &Screen) -> Result<(), Failure> {
+        let is_of_job = matches!(action, Action::Pause | Action::Resume | Action::Retry);
+        if !self.key.is_empty() && (is_of_job || !self.job.is_empty()) {
+            let detail = "Name a job, or a key of a job; this action concerns one of them.";
+            return Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, "Two things are named", detail));
+        }
         let jobs = &screen.parts.ops.jobs;
         match self.key.as_str() {
             "" if jobs.jobs.contains_key(self.job.as_str()) => Ok(()),
@@ -111,7 +116,7 @@ pub(super) async fn ask(
     Query(target): Query<Target>,
 ) -> Result<impl IntoResponse, Failure> {
     let action = Action::read(&name)?;
-    target.check(&screen)?;
+    target.check(action, &screen)?;
     let effect = count(&screen, action, &target).await?;
     let (_, words) = action.words();
     let title = format!("{words}: {}", text(target.name()));
@@ -205,10 +210,10 @@ fn effect_of(action: Action, effect: &DryRun) -> Vec<String> {
 pub(super) async fn act(
     screen: Screen,
     Path(name): Path<String>,
-    Form(target): Form<Target>,
+    Fields(target): Fields<Target>,
 ) -> Result<Response, Failure> {
     let action = Action::read(&name)?;
-    target.check(&screen)?;
+    target.check(action, &screen)?;
     let ops = &screen.parts.ops;
     let note = if action == Action::Retry { &target.cause } else { &target.note };
     let change = Change {

@@ -149,7 +149,7 @@ fn coverage(status: &JobStatus) -> Markup {
             @let percent = u128::from(warm.min(wanted)) * 100 / u128::from(wanted);
             p.note { label for="coverage" { "Coverage" } " "
                 meter #coverage min="0" max="100" low="90" high="99" optimum="100" value=(percent) { (percent) " %" }
-                " " (percent) " % of the wanted entries have a value" }
+                " at most " (percent) " % of the wanted entries have a value" }
         }
     }
 }

@@ -19,6 +19,8 @@ use crate::redis::RedisTime;
 
 /// The pause between two looks at the state.
 const POLL: Duration = Duration::from_secs(2);
+/// The shortest pause, when something was changed or another tab opened.
+const LEAST: Duration = Duration::from_millis(250);
 /// The time after which pages are made anew although nothing has changed: they tell times relative to now.
 const AGES: Duration = Duration::from_secs(10);
 /// The most pages that are kept for a state.
@@ -46,9 +48,14 @@ impl Snapshot {
         Ok(Self { at: parts.ops.store.now().await?, jobs, upstreams, health })
     }
 
-    /// Returns what decides whether another state differs: all but the time.
+    /// Returns what decides whether another state differs: all but times that only tell when it was read.
     fn told(&self) -> String {
-        serde_json::to_string(&(&self.jobs, &self.upstreams, &self.health)).unwrap_or_default()
+        let Self { mut jobs, upstreams, mut health, .. } = self.clone();
+        for reads in jobs.iter_mut().filter_map(|job| job.reads.as_mut()) {
+            reads.as_of_ms = RedisTime::ZERO;
+        }
+        health.invalidation_waits_s = None;
+        serde_json::to_string(&(jobs, upstreams, health)).unwrap_or_default()
     }
 
     /// Removes what a visitor may not see.
@@ -165,8 +172,9 @@ impl Live {
                     self.set(snapshot);
                     told = Some((text, Instant::now()));
                 }
+                tokio::time::sleep(LEAST).await;
                 tokio::select! {
-                    () = tokio::time::sleep(POLL) => {}
+                    () = tokio::time::sleep(POLL - LEAST) => {}
                     () = self.wanted.notified() => told = None,
                     () = over.cancelled() => {}
                 }

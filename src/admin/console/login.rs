@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use axum::Form;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
@@ -12,6 +11,7 @@ use tracing::{info, warn};
 
 use super::access::Visitor;
 use super::failure::{Failure, bare};
+use super::fields::Fields;
 use super::state::Console;
 use crate::admin::{COOKIE, SESSION};
 
@@ -33,7 +33,9 @@ pub(super) struct Login {
 
 /// Returns the path if it leads to a page of this console.
 fn own_path(to: &str) -> &str {
-    let is_own = to.starts_with('/') && !to.starts_with("//") && !to.contains(['\\', '\r', '\n']);
+    // Browsers drop tabs and line ends from a URL, and take `\` for `/`.
+    let is_plain = to.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\');
+    let is_own = to.starts_with('/') && !to.starts_with("//") && is_plain;
     if is_own && !to.starts_with("/console/login") { to } else { "/" }
 }
 
@@ -62,7 +64,7 @@ fn view(to: &str, is_refused: bool) -> Markup {
 pub(super) async fn log_in(
     State(console): State<Arc<Console>>,
     headers: HeaderMap,
-    Form(Login { token, to }): Form<Login>,
+    Fields(Login { token, to }): Fields<Login>,
 ) -> Response {
     let access = &console.admin.access;
     let role = access.role_of(token.trim().as_bytes());
@@ -106,7 +108,15 @@ mod tests {
     #[test]
     fn a_login_leads_to_a_page_of_the_console_only() {
         assert_eq!(own_path("/console/jobs?due=yes"), "/console/jobs?due=yes");
-        for elsewhere in ["//evil.example", "https://evil.example", "/\\evil.example", "", "/console/login", "/\r\nx"] {
+        for elsewhere in [
+            "//evil.example",
+            "https://evil.example",
+            "/\\evil.example",
+            "",
+            "/console/login",
+            "/\r\nx",
+            "/\t/evil.example",
+        ] {
             assert_eq!(own_path(elsewhere), "/", "{elsewhere}");
         }
     }

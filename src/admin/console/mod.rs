@@ -14,6 +14,7 @@ mod dead;
 mod entry;
 mod events;
 mod failure;
+mod fields;
 mod fleet;
 mod job;
 mod jobs;

@@ -32,7 +32,9 @@ struct Sums {
     wanted: Option<u64>,
     missing: Option<u64>,
     old: Option<u64>,
-    outdated: u64,
+    outdated: Option<u64>,
+    paused: usize,
+    waiting: usize,
     due: u64,
     in_flight: u64,
     dead: u64,
@@ -51,7 +53,11 @@ impl Sums {
             wanted: jobs().map(|job| job.wanted).sum(),
             missing: jobs().map(|job| missing(job.warm, job.wanted)).sum(),
             old: jobs().map(|job| job.old).sum(),
-            outdated: jobs().filter_map(|job| job.outdated.as_ref()).map(|outdated| outdated.values).sum(),
+            outdated: jobs()
+                .map(|job| job.warm.map(|_| job.outdated.as_ref().map_or(0, |outdated| outdated.values)))
+                .sum(),
+            paused: jobs().filter(|job| job.paused_ms.is_some()).count(),
+            waiting: snapshot.health.invalidations_waiting,
             due: jobs().map(|job| job.due).sum(),
             in_flight: jobs().map(|job| job.in_flight).sum(),
             dead: jobs().map(|job| job.dead).sum(),
@@ -83,13 +89,24 @@ impl Sums {
             (_, _, Some(old)) if old > 0 => {
                 (Mood::Fair, format!("It works; {}.", entries(old, "outlives its TTL", "outlive their TTL")))
             }
+            _ if self.outdated.is_some_and(|outdated| outdated > 0) => {
+                let outdated = self.outdated.unwrap_or_default();
+                let many = "are made from an earlier job file";
+                (Mood::Fair, format!("It works; {}.", entries(outdated, "is made from an earlier job file", many)))
+            }
+            _ if self.paused > 0 => (Mood::Fair, format!("It works; paused jobs: {}.", self.paused)),
+            _ if self.waiting > 0 => {
+                (Mood::Good, format!("It works; messages that wait to be handled: {}.", self.waiting))
+            }
             _ if self.dead > 0 => {
                 (Mood::Fair, format!("It works; {}.", entries(self.dead, "is given up", "are given up")))
             }
             (_, Some(_), _) if self.due > 0 => {
                 (Mood::Good, format!("It works; {} right now.", entries(self.due, "is due", "are due")))
             }
-            (_, Some(_), _) => (Mood::Good, "All is fresh, and nothing waits.".to_owned()),
+            (_, Some(_), _) => {
+                (Mood::Good, "Nothing waits, and nothing was known to be missing or old at the last count.".to_owned())
+            }
         }
     }
 }
@@ -122,9 +139,9 @@ fn view(snapshot: &Snapshot) -> Markup {
             dl.figures {
                 (figure("Warm", &number(sums.warm), None))
                 (figure("Wanted", &number(sums.wanted), None))
-                (figure("Missing", &number(sums.missing), None))
+                (figure("Missing, at least", &number(sums.missing), None))
                 (figure("Beyond their TTL", &number(sums.old), None))
-                (figure("Of an earlier file", &number(Some(sums.outdated)), None))
+                (figure("Of an earlier file", &number(sums.outdated), None))
                 (figure("Due", &number(Some(sums.due)), None))
                 (figure("In flight", &number(Some(sums.in_flight)), None))
                 (figure("Dead letters", &number(Some(sums.dead)), None))
@@ -215,7 +232,10 @@ mod tests {
     #[test]
     fn the_sentence_names_the_worst_that_is_known() {
         let fresh = snapshot(vec![job(Some(3), Some(3))]);
-        assert_eq!(sentence(&fresh), (Mood::Good, "All is fresh, and nothing waits.".to_owned()));
+        assert_eq!(
+            sentence(&fresh),
+            (Mood::Good, "Nothing waits, and nothing was known to be missing or old at the last count.".to_owned())
+        );
         let missing = snapshot(vec![job(Some(3), Some(3)), job(Some(1), Some(2))]);
         assert_eq!(sentence(&missing), (Mood::Fair, "It works; at the last count 1 entry was missing.".to_owned()));
         let mut faulty = missing.clone();

@@ -74,7 +74,10 @@
   document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
   window.addEventListener("pagehide", disconnect);
   window.addEventListener("pageshow", connect);
-  // A worker that waits for Redis is asked again.
-  if (document.querySelector("[data-waits]") !== null) setTimeout(() => location.reload(), 3000);
+  // A worker that waits for Redis is asked again for a page; never for an action, which may have been carried out.
+  const isAction = location.pathname.startsWith("/console/do/");
+  if (document.querySelector("[data-waits]") !== null && !isAction) {
+    setTimeout(() => location.replace(location.href), 3000);
+  }
   connect();
 })();

@@ -1,5 +1,4 @@
-#!lua flags=allow-oom
--- Notes a beat of a worker, and finds dead workers. Also while Redis is full: its workers run all the same.
+-- Notes a beat of a worker, and finds dead workers.
 -- KEYS  1 workers (sorted set, score = last beat in s)
 -- ARGV  1 prefix of in-flight sets (same slot)  2 the worker's name ('' for none)
 --       3 seconds without a beat after which a worker is dead  4 '1': the worker leaves the fleet

@@ -26,6 +26,17 @@ impl Invalidator {
         handled: &mut Handled,
     ) -> RedisResult<()> {
         let keys = if order.action == Action::Warm { keys } else { self.with_traces(keys).await? };
+        self.foreign_values(keys, order, when, handled).await
+    }
+
+    /// Handles entries that belong to no job here and are known to be Samovar's, or a service's load of it.
+    pub(super) async fn foreign_values(
+        &self,
+        keys: Vec<EntryKey>,
+        order: Order,
+        when: When,
+        handled: &mut Handled,
+    ) -> RedisResult<()> {
         if keys.is_empty() {
             return Ok(());
         }

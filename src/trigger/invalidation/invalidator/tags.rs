@@ -129,7 +129,7 @@ impl Invalidator {
                 }
             }
             if alone {
-                self.foreign(foreign, order, When::BULK_NOW, handled).await?;
+                self.foreign_values(foreign, order, When::BULK_NOW, handled).await?;
             }
             self.entries(&named, action, When::BULK_NOW, handled, left).await?;
             cursor = next;
