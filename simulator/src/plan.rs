@@ -224,8 +224,8 @@ impl Plan {
         plan
     }
 
-    /// Returns the plan with requests for many artworks, if the seed has them. They come from a sequence of their own, so
-    /// that the plans of other seeds are as before.
+    /// Returns the plan with requests for many artworks, if the seed has them. They come from a sequence of their own,
+    /// so that the plans of other seeds are as before.
     pub(crate) fn with_bulk(self, random: &mut Random) -> Self {
         let bulk = random.chance(300).then(|| Bulk {
             size: random.pick(&[2, 3, 50]),

@@ -14,7 +14,7 @@ use crate::plan::Plan;
 use crate::random::Random;
 use crate::trace::Trace;
 
-/// What tells the sequence of the plan's requests for many from the others of a seed.
+/// Tells the sequence of the plan's requests for many from the others of a seed.
 const OF_BULK: u64 = 0xB0_1C;
 
 /// A property that does not hold.

@@ -200,7 +200,7 @@ impl Audits {
 pub struct ClaimedAudits {
     /// The job.
     pub job: String,
-    /// How many somebody asked for; 0 for one of the job's interval.
+    /// The number that somebody asked for; 0 for one of the job's interval.
     pub asked: u64,
 }
 

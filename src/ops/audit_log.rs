@@ -23,7 +23,7 @@ pub struct Change {
     pub action: String,
     /// The job or the key.
     pub target: String,
-    /// What was counted before, or the note.
+    /// The count before the action, or the note.
     pub note: String,
     /// The worker that was asked.
     pub worker: String,

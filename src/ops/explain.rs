@@ -13,7 +13,7 @@ use crate::warmer::INPUT_WAIT;
 /// A fact about an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fact {
-    /// What it is about, in a word or two.
+    /// Its subject, in a word or two.
     pub what: &'static str,
     /// The fact. It may quote keys and answers, so it must be escaped.
     pub text: String,

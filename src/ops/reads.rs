@@ -221,7 +221,7 @@ pub async fn reported(redis: &Connection, keys: &Keys, job: &JobName) -> RedisRe
     }))
 }
 
-/// What a call of [`roll`] did.
+/// The result of a call of [`roll`].
 #[derive(Debug, PartialEq, Eq)]
 pub struct Rolled {
     /// `true` if it added a figure.

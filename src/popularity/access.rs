@@ -147,9 +147,9 @@ pub(super) fn is_shared(refcount: &RedisResult<Value>) -> bool {
 
 impl Popularity {
     /// Returns whether to refresh an entry that is about to expire and that its job does not list. It is refreshed if
-    /// the feed names it or Redis lost what it names, if it is one of the most read that the job keeps, or if it was read since its value was
-    /// written, either often recently, or sometimes and just now. Where Redis cannot tell, the decayed count decides
-    /// alone.
+    /// the feed names it or Redis lost what it names, if it is one of the most read that the job keeps, or if it was
+    /// read since its value was written, either often recently, or sometimes and just now. Where Redis cannot tell, the
+    /// decayed count decides alone.
     ///
     /// # Errors
     /// Fails if Redis returns an error.

@@ -365,7 +365,7 @@ impl Keys {
         format!("{}:audits", self.prefix)
     }
 
-    /// What a job's freshness audits found: a hash.
+    /// The results of a job's freshness audits: a hash.
     pub fn audit(&self, job: &JobName) -> String {
         format!("{}:audit:{{{job}}}", self.prefix)
     }

@@ -41,7 +41,7 @@ use sizes::Sizes;
 
 /// The longest time that may pass between two members who get their leases: then the others come too late.
 pub(super) const DECISION: Duration = Duration::from_secs(2);
-/// The same time for members with high priority.
+/// This time for members with high priority.
 const HIGH_DECISION: Duration = Duration::from_millis(100);
 /// The longest wait for entries that are on their way, beyond the job's.
 const ON_THEIR_WAY: Duration = Duration::from_secs(1);

@@ -30,7 +30,7 @@ const SCREENS: [(&str, &str); 11] = [
     ("missing", "/console/jobs/nobody"),
 ];
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-/// What axe-core takes for a barrier that must not be.
+/// The impacts by which axe-core names a barrier that must not be.
 const SERIOUS: [&str; 2] = ["serious", "critical"];
 
 /// A browser with a profile of its own. It ends with the test.

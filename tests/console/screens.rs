@@ -1,4 +1,4 @@
-//! What the screens say, and what actions do, with a real worker behind them.
+//! The content of the screens, and the effect of actions, with a real worker behind them.
 
 use serde_json::json;
 

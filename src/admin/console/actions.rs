@@ -28,7 +28,7 @@ enum Action {
     Retry,
 }
 
-/// What an action concerns.
+/// The job or the key that an action concerns.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Target {

@@ -1,4 +1,4 @@
-//! What tabs ask for: the numbers of states, and pages that are made once for each state.
+//! The answers to tabs: the numbers of states, and pages that are made once for each state.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -15,7 +15,7 @@ use crate::redis::{RedisTime, ServerInfo, Servers};
 /// The time that Sentinels and masters have to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What the screen shows.
+/// The content of the screen.
 struct Fleet {
     now: RedisTime,
     /// This worker.

@@ -70,7 +70,7 @@ impl Snapshot {
 
 /// A page that was made: its status and content.
 pub(super) type Made = Arc<OnceCell<(StatusCode, Bytes)>>;
-/// What tells pages apart: the path with its query, and what the visitor may see.
+/// The distinction of pages: the path with its query, and what the visitor may see.
 type PageKey = String;
 
 /// The state that tabs share.

@@ -58,7 +58,7 @@ impl FromRequestParts<Arc<Console>> for Screen {
     }
 }
 
-/// What a page shows.
+/// The frame of a page.
 pub(super) struct Page {
     pub(super) tab: Tab,
     pub(super) title: String,

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Put entries on a job's agenda, or move them forward. score.lua stands before this.
--- A weaker reason gives way to a stronger one: what a demand would leave alone, an invalidation does not. A recheck and a
--- look whether an entry is still read (expiry) may fetch nothing, so they give way also where the entry keeps its time.
+-- A weaker reason gives way to a stronger one: what a demand would leave alone, an invalidation does not. A recheck and
+-- a look whether an entry is still read (expiry) may fetch nothing: they give way also where the entry keeps its time.
 -- A running entry that is made due again is due a millisecond later, and no call brings it forward by that. Taken again
 -- in the millisecond in which it was taken, it could have the same score, and the first worker would end the second's
 -- work.

@@ -106,7 +106,7 @@ struct Seat {
     wanted: Option<Waiting>,
 }
 
-/// What an entry asks of a group that it joins.
+/// The terms on which an entry joins a group.
 #[derive(Clone, Copy)]
 pub(super) struct Joining {
     /// The most members.

@@ -1,4 +1,4 @@
-//! How many entries one request may ask for.
+//! The most entries that one request may ask for.
 //!
 //! A request that is too long, or is refused because of one of its entries, is made again in parts. There is little
 //! time for that, since the entries have their leases. So entries keep the size of their part until they are answered:
