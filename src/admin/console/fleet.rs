@@ -10,7 +10,7 @@ use redis::RedisResult;
 use super::page::{Failure, Page, Screen, Tab, number, text};
 use crate::entry::JobName;
 use crate::ops::{FleetStatus, still_waits, words};
-use crate::redis::{RedisTime, ServerInfo, Servers};
+use crate::redis::{Connection, RedisTime, ServerInfo, Servers};
 
 /// The time that Sentinels and masters have to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -50,17 +50,19 @@ pub(super) async fn fleet(screen: Screen) -> Result<impl IntoResponse, Failure> 
 /// Asks each master for its information; one that does not answer in time has none.
 async fn masters(screen: &Screen) -> Vec<(String, Option<ServerInfo>)> {
     let redis = &screen.parts.ops.redis;
-    let asked = redis.masters().await.into_iter().map(async |mut master| -> (String, Option<ServerInfo>) {
-        let told = tokio::time::timeout(PATIENCE, master.info(&[])).await;
-        let told: RedisResult<Option<ServerInfo>> = told.unwrap_or(Ok(None));
-        (master.servers().masters.join(", "), told.ok().flatten())
-    });
-    let told = futures_util::future::join_all(asked).await;
+    let told = futures_util::future::join_all(redis.masters().await.into_iter().map(told_by)).await;
     let names = redis.servers().masters;
     match told.len() == names.len() {
         true => names.into_iter().zip(told).map(|(name, (_, info))| (name, info)).collect(),
         false => told,
     }
+}
+
+/// Asks a master for its information.
+async fn told_by(mut master: Connection) -> (String, Option<ServerInfo>) {
+    let told: RedisResult<Option<ServerInfo>> =
+        tokio::time::timeout(PATIENCE, master.info(&[])).await.unwrap_or(Ok(None));
+    (master.servers().masters.join(", "), told.ok().flatten())
 }
 
 fn view(fleet: &Fleet) -> Markup {
