@@ -222,6 +222,19 @@ impl Agenda {
         Ok(found.len())
     }
 
+    /// Tells whether an entry is a dead letter, also while it is tried again.
+    ///
+    /// # Errors
+    /// Redis's. A key of another type is somebody else's, and has none.
+    pub(crate) async fn is_dead(&self, job: &JobName, key: &EntryKey) -> RedisResult<bool> {
+        let mut ask = redis::cmd("ZSCORE");
+        let asked = ask.arg(self.keys.dead(job)).arg(key.as_str()).query_async(&mut self.redis.clone()).await;
+        match asked {
+            Err(e) if is_of_keys(&e) => Ok(false),
+            score => score.map(|score: Option<f64>| score.is_some()),
+        }
+    }
+
     /// Returns those of these entries that are dead letters whose reason contains `reason`.
     ///
     /// # Errors

@@ -276,7 +276,9 @@ impl Attempt<'_> {
                 if entry.priority == Priority::Normal
                     && !warmer.popularity.is_of_last_answer(&self.job.name, entry.since) =>
             {
-                Ok(!warmer.store.snapshot(&entry.key).await?.has_value())
+                let there = warmer.store.snapshot(&entry.key).await?.has_value();
+                // A dead letter that is tried again need not be named: it may have been asked for.
+                Ok(!there && !warmer.agenda.is_dead(&self.job.name, &entry.key).await?)
             }
             _ => Ok(false),
         }

@@ -62,7 +62,7 @@ async fn backlog(parts: &Parts, count: usize, at: impl Fn(usize) -> RedisTime) {
         let mut add = redis::cmd("ZADD");
         add.arg(&agenda);
         for n in from..(from + 1_000).min(count) {
-            let due = Due { at: at(n), state: State::Scheduled, trigger: Trigger::Cron, priority: Priority::Normal };
+            let due = Due { at: at(n), state: State::Scheduled, trigger: Trigger::Manual, priority: Priority::Normal };
             add.arg(format!("{:.6}", due.score())).arg(format!("art:{n}"));
         }
         add.exec_async(&mut parts.redis.clone()).await.unwrap();
