@@ -21,7 +21,7 @@ SEEDS ?= 1000
 FIRST ?= 1
 
 # The simulated worlds of `make test`
-SIMULATED ?= 100
+SIMULATED ?= 50
 # The whole workspace is built together: features are unified over it, so each crate is built once. The allocator of
 # releases is left out, since its build takes minutes.
 TESTED := --workspace --no-default-features --features worker
