@@ -1,6 +1,6 @@
 //! Job files of workers that took charge later: an end by an older file is not for good.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use redis::RedisResult;
@@ -43,15 +43,15 @@ impl Store {
     }
 
     /// Returns which of these entries belong to a job whose newest file came within the time of a deploy, by job. For
-    /// entries of no job of this worker: another one has that file. `known` are the identities of the jobs that running
-    /// workers know.
+    /// entries of no job of this worker: another one has that file. `is_served` tells by a job, and the time since it
+    /// was described, whether a worker has it.
     ///
     /// # Errors
     /// Fails if Redis returns an error.
     pub async fn newer_owners(
         &self,
         keys: &[EntryKey],
-        known: &HashSet<String>,
+        is_served: impl Fn(&KnownJob, Duration) -> bool,
     ) -> RedisResult<BTreeMap<JobName, Vec<EntryKey>>> {
         let mut ask = redis::cmd("HGETALL");
         ask.arg(self.keys.jobs());
@@ -62,7 +62,10 @@ impl Store {
         let now = self.now().await?;
         let described =
             texts.iter().filter_map(|(name, text)| KnownJob::parse(&String::from_utf8_lossy(name), text).ok());
-        let is_newer = |job: &KnownJob| now.saturating_since(job.since) < DEPLOY && known.contains(&job.identity());
+        let is_newer = |job: &KnownJob| {
+            let age = now.saturating_since(job.since);
+            age < DEPLOY && is_served(job, age)
+        };
         let jobs: KnownJobs = described.filter(is_newer).collect();
         let mut owners: BTreeMap<JobName, Vec<EntryKey>> = BTreeMap::new();
         for key in keys {

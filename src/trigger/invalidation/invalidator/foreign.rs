@@ -2,6 +2,7 @@
 //! ones, they may belong to a file that this worker does not have.
 
 use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use redis::RedisResult;
@@ -13,6 +14,9 @@ use crate::protocol::{Action, Handled};
 use crate::redis::is_of_keys;
 use crate::store::Removal;
 use crate::trigger::invalidation::known_to_workers;
+
+/// The time in which a worker that took charge has recorded which jobs it knows.
+const RECORDED: Duration = Duration::from_secs(5);
 
 impl Invalidator {
     /// Handles entries that belong to no job here. Those of a newer file are marked and made due: a worker with that
@@ -50,6 +54,13 @@ impl Invalidator {
             for batch in left.chunks(ABREAST) {
                 self.remove(batch, order, handled).await?;
             }
+            if order.action == Action::Refresh && !left.is_empty() {
+                // A worker that has just taken charge may not have told yet which jobs it knows.
+                let left = Vec::from_iter(left.into_iter().cloned());
+                for (job, entries) in self.store.newer_owners(&left, |_, age| age < RECORDED).await? {
+                    pass_over(self.agenda.put(&job, &entries, when, trigger(order.action)).await, &job)?;
+                }
+            }
         }
         for (job, entries) in &mut due {
             if order.action == Action::Refresh {
@@ -69,7 +80,7 @@ impl Invalidator {
             Err(e) if is_of_keys(&e) => HashSet::new(),
             known => known?,
         };
-        self.store.newer_owners(keys, &known).await
+        self.store.newer_owners(keys, |job, _| known.contains(&job.identity())).await
     }
 
     /// Returns the entries that have a lease, or a value of Samovar's.
