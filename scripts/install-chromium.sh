@@ -15,7 +15,8 @@ browser() {
         return 1
     fi
     as_root apt-get update -q &&
-        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium chromium-driver
+        as_root env DEBIAN_FRONTEND=noninteractive \
+            apt-get install -y -q --no-install-recommends chromium chromium-driver
 }
 
 if ! has chromium || ! has chromedriver; then

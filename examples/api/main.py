@@ -48,7 +48,7 @@ found: Counter[str] = Counter()
 
 
 async def report_reads() -> None:
-    """Reports what readers found since the last report, hits and misses at once. What Redis does not take is dropped."""
+    """Reports what readers found since the last report, at once. What Redis does not take is dropped."""
     sums = dict(found)
     found.clear()
     if not sums:
