@@ -21,7 +21,7 @@ use crate::ops::audit::LastDifferent;
 use crate::ops::reads::{Reads, ReportedReads};
 use crate::ops::status::{self, JobStatus, UpstreamStatus};
 use crate::ops::words::{self, grouped};
-use crate::ops::{Absent, AbsentPage, Ops, still_waits};
+use crate::ops::{Absent, AbsentPage, FleetStatus, Ops, still_waits};
 use crate::redis::{RedisTime, is_of_keys, wrong_types};
 
 /// The longest last outcome in the table, in characters.
@@ -135,7 +135,7 @@ pub(super) async fn run(args: &JobsArgs, settings: &Settings, env: &Environment)
         let paused = escaped(&told.paused.join(", ")).into_owned();
         println!("\nPaused, nothing is fetched: {paused}. Resume with `samovar resume JOB`.");
     }
-    tell_fleet(&session, &jobs).await?;
+    tell_fleet(&session, &jobs, &fleet).await?;
     Ok(exit::OK)
 }
 
@@ -150,11 +150,14 @@ fn tell_left(left: &BTreeSet<JobName>, jobs: &KnownJobs) {
     }
 }
 
-/// Prints keys of the wrong type, the number of workers, and Redis's masters.
-async fn tell_fleet(session: &Session, jobs: &KnownJobs) -> Result<(), Failed> {
+/// Prints keys of the wrong type, why Redis refuses to write, the number of workers, and Redis's masters.
+async fn tell_fleet(session: &Session, jobs: &KnownJobs, fleet: &FleetStatus) -> Result<(), Failed> {
     let names = session.keys.all_fixed(jobs.jobs.keys(), jobs.upstreams.keys());
     for wrong in wrong_types(&mut session.redis.clone(), &session.keys, &names).await? {
         println!("\n{}", wrapped(&format!("Fault: {wrong}."), ""));
+    }
+    if let Some(refused) = &fleet.refused_writes {
+        println!("\n{}", wrapped(&format!("Fault: {}.", escaped(refused)), ""));
     }
     match session.count_workers().await {
         Err(e) if is_of_keys(&e) => println!("\nThe number of running workers is unknown: {e}."),

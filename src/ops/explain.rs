@@ -105,8 +105,8 @@ fn tell_value(facts: &mut Facts, entry: &Entry, has_inputs: bool) {
         facts.say("behind", format!("version {} was announced, and is not stored yet", announced.shown()));
     }
     if !entry.rechecks_ms.is_empty() {
-        let times = entry.rechecks_ms.iter().map(|at| if *at > now { relative(*at, now) } else { "now".to_owned() });
-        let mut times = Vec::from_iter(times);
+        let time = |at: RedisTime| if at > now { relative(at, now) } else { "with the next attempt".to_owned() };
+        let mut times = Vec::from_iter(entry.rechecks_ms.iter().map(|at| time(*at)));
         times.dedup();
         facts.say("rechecks", times.join(", "));
     }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::Ops;
 use crate::entry::duration::millis;
 use crate::entry::excerpt;
+use crate::redis::requirements::explain;
 use crate::redis::{RedisTime, WrongType, is_of_keys, wrong_types};
 
 /// The time for which a refusal is kept if its worker does not tell it again.
@@ -53,6 +54,8 @@ pub struct FleetStatus {
     pub refused_reloads: Vec<RefusedReload>,
     /// Keys of the wrong type in place of those that all jobs share.
     pub faults: Vec<String>,
+    /// Why Redis refuses to write.
+    pub refused_writes: Option<String>,
 }
 
 impl Ops {
@@ -71,7 +74,19 @@ impl Ops {
             workers: living.as_ref().map(Vec::len),
             refused_reloads: self.refused_reloads(&living.unwrap_or_default()).await?,
             faults: wrong.iter().map(WrongType::to_string).collect(),
+            refused_writes: self.refused_writes().await,
         })
+    }
+
+    /// Returns why Redis refuses to write: it has no memory left, cannot save, or misses replicas. Nothing is written.
+    async fn refused_writes(&self) -> Option<String> {
+        const REFUSALS: [&str; 4] = ["OOM", "MISCONF", "NOREPLICAS", "READONLY"];
+        // No worker has this name, so there is no such key to overwrite.
+        let mut set = redis::cmd("SET");
+        set.arg(self.keys.refused("-")).arg("").arg("XX");
+        let refused = set.exec_async(&mut self.redis.clone()).await.err()?;
+        let is_refusal = refused.code().is_some_and(|code| REFUSALS.contains(&code));
+        is_refusal.then(|| format!("Redis refuses to write, so nothing can be stored: {}", explain(&refused)))
     }
 
     /// Returns the refusals of these workers, the latest first.

@@ -252,7 +252,7 @@ pub fn add_fleet(statuses: &mut [JobStatus], fleet: &FleetStatus) {
     for status in statuses {
         status.workers = fleet.workers;
         status.refused_reloads.clone_from(&fleet.refused_reloads);
-        status.faults.extend(fleet.faults.iter().cloned());
+        status.faults.extend(fleet.faults.iter().chain(&fleet.refused_writes).cloned());
     }
 }
 

@@ -59,6 +59,9 @@ static PULL_SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!
 static ACK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/ack.lua")));
 static FORGET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/forget.lua")));
 static BEAT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/beat.lua")));
+/// The same, which also runs while Redis is full.
+static BEAT_WHILE_FULL: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!("#!lua flags=allow-oom\n", include_str!("lua/beat.lua"))));
 
 /// A task: entries of one job that were claimed together.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -240,7 +243,7 @@ impl Queue {
     /// Beats for this worker; returns the number of live workers, and the names of some dead ones.
     ///
     /// # Errors
-    /// Redis's.
+    /// Redis's. While it has no memory left, the beat is written all the same: the fleet is alive.
     pub async fn beat(&self, dead_after: Duration) -> RedisResult<(usize, Vec<String>)> {
         self.beat_script(&self.worker, dead_after, false).await
     }
@@ -279,16 +282,32 @@ impl Queue {
     }
 
     async fn beat_script(&self, worker: &str, dead_after: Duration, leave: bool) -> RedisResult<(usize, Vec<String>)> {
-        let mut reply: Vec<String> = BEAT
+        let mut reply: Vec<String> = match self.run_beat(&BEAT, worker, dead_after, leave).await {
+            Err(full) if full.code() == Some("OOM") => {
+                self.run_beat(&BEAT_WHILE_FULL, worker, dead_after, leave).await?;
+                return Err(full);
+            }
+            reply => reply?,
+        };
+        let dead = reply.split_off(1.min(reply.len()));
+        Ok((reply.first().and_then(|living| living.parse().ok()).unwrap_or_default(), dead))
+    }
+
+    async fn run_beat(
+        &self,
+        script: &Script,
+        worker: &str,
+        dead_after: Duration,
+        leave: bool,
+    ) -> RedisResult<Vec<String>> {
+        script
             .key(self.layout.workers_set())
             .arg(format!("{}:", self.layout.inflight_jobs_set()))
             .arg(worker)
             .arg(dead_after.as_secs().max(1))
             .arg(u8::from(leave))
             .invoke_async(&mut self.redis.clone())
-            .await?;
-        let dead = reply.split_off(1.min(reply.len()));
-        Ok((reply.first().and_then(|living| living.parse().ok()).unwrap_or_default(), dead))
+            .await
     }
 
     /// Returns some tasks that a worker has in flight: the id, and the chunk where it can be read.

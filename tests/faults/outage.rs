@@ -18,6 +18,9 @@ const LINES: (usize, usize) = (5, 60);
 /// The most connections in a second, and those allowed for each fault.
 const CONNECTIONS: (usize, usize) = (25, 40);
 
+/// Asks when each worker beat last.
+const BEATS: [&str; 5] = ["ZRANGE", "{samovar:queue}:workers", "0", "-1", "WITHSCORES"];
+
 /// A worker behind a proxy.
 struct Stage {
     redis: TestRedis,
@@ -273,7 +276,11 @@ async fn a_redis_without_memory_is_waited_for_and_keeps_its_values() {
         .survives("no memory", async |stage| {
             stage.redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "1"]).await;
             stage.is_ready(503).await;
-            tokio::time::sleep(LASTS).await;
+            let beat = async || stage.redis.ask::<Vec<(String, u64)>>(&BEATS).await[0].1;
+            let refused = beat().await;
+            eventually("the fleet knows that the worker lives", async || beat().await >= refused + 2).await;
+            let told = samovar(["jobs"]).redis(&stage.redis).env("SAMOVAR_CLAIM", "2s").run().await.stdout;
+            assert!(told.contains("1 worker is running") && told.contains("Redis refuses to write"), "{told}");
             assert_eq!(stage.redis.json("art:a").await.unwrap()["version"], 1);
             stage.redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "0"]).await;
         })

@@ -85,7 +85,7 @@ fn view(fleet: &Fleet) -> Markup {
             }
             @for refused in &fleet.status.refused_reloads { p.bad { (text(&words::refusal(refused, fleet.now))) } }
             @for (job, workers) in &fleet.held_back { p { (text(&still_waits(job.as_str(), workers))) "." } }
-            @for fault in &fleet.status.faults { p.bad { (text(fault)) } }
+            @for fault in fleet.status.faults.iter().chain(&fleet.status.refused_writes) { p.bad { (text(fault)) } }
         }
         section aria-labelledby="redis" {
             h2 #redis { "Redis" }
