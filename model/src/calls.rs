@@ -58,6 +58,24 @@ pub const CAP: usize = 1;
 pub const DEAD: usize = 1;
 /// The most stamps of unknown tags.
 pub const STAMPS: usize = 1;
+/// The sums that services report.
+pub const REPORTED: &str = "reported";
+/// The figures of reported reads.
+pub const MINUTES: &str = "minutes";
+/// The shortest time between two figures (ms).
+pub const SHORTEST: i64 = 1_000;
+/// The time after which no worker was there (ms).
+pub const UNATTENDED: i64 = 5_000;
+/// The figures that are kept.
+pub const FIGURES: usize = 4;
+/// The life of figures (ms).
+pub const MINUTES_LIFE: i64 = 3_600_000;
+/// The audits that are asked for.
+pub const AUDITS: &str = "audits";
+/// The most audits of a job that a worker takes at once.
+pub const MOST_AUDITS: i64 = 3;
+/// The life of audits that are asked for (ms).
+pub const AUDITS_LIFE: i64 = 86_400_000;
 /// The time for which a stamp is kept (ms).
 pub const STAMPED: i64 = 86_400_000;
 
@@ -477,6 +495,23 @@ pub fn track_found(entry: &str, life: i64) -> Call {
 /// `RateLimiter::check`: so many within this time (µs).
 pub fn admit(limit: usize, period: i64) -> Call {
     call(Script::AdmitWithin, &["log"], &[&limit, &period])
+}
+
+/// Adds up a job's reported reads.
+pub fn roll_reads() -> Call {
+    call(Script::RollReads, &[REPORTED, MINUTES], &[&SHORTEST, &UNATTENDED, &FIGURES, &MINUTES_LIFE])
+}
+
+/// Takes the audits of these jobs that are due, each with its interval (ms).
+pub fn claim_audits(jobs: &[(&str, i64)]) -> Call {
+    let mut claim = call(Script::ClaimAudits, &[AUDITS], &[&MOST_AUDITS, &AUDITS_LIFE]);
+    claim.args.extend(jobs.iter().flat_map(|(job, interval)| [(*job).to_owned(), interval.to_string()]));
+    claim
+}
+
+/// Withdraws audits of a job.
+pub fn withdraw_audits(job: &str, most: i64) -> Call {
+    call(Script::WithdrawAudits, &[AUDITS], &[&job, &most])
 }
 
 /// `Cache::lock`.

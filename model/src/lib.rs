@@ -23,6 +23,7 @@ pub mod faults;
 pub mod guards;
 pub mod claims;
 pub mod rate_limits;
+pub mod reports;
 pub mod knowledge;
 pub mod mends;
 pub mod mutants;

@@ -76,6 +76,9 @@ scripts! {
     Increment = [LEASE_RECORD] "cache/lua/increment.lua";
     Track = [] "cache/lua/track.lua";
     AdmitWithin = [] "cache/lua/admit_within.lua";
+    RollReads = [] "ops/lua/roll_reads.lua";
+    ClaimAudits = [] "ops/lua/claim_audits.lua";
+    WithdrawAudits = [] "ops/lua/withdraw_audits.lua";
     Lock = [] "cache/lua/lock.lua";
     RenewLock = [] "cache/lua/renew_lock.lua";
     Tick = [] "trigger/lua/tick.lua";

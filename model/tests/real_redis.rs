@@ -15,6 +15,7 @@ use samovar_model::explorer::walk_once;
 use samovar_model::guards;
 use samovar_model::limits;
 use samovar_model::rate_limits;
+use samovar_model::reports;
 use samovar_model::scenarios::ALL;
 use samovar_model::schedules;
 use samovar_model::world::Step;
@@ -90,6 +91,7 @@ fn a_real_redis_gives_the_replies_of_the_model() {
             ("schedules and locks", schedules::walk as Walk),
             ("guards", guards::walk),
             ("rate limits", rate_limits::walk),
+            ("reports", reports::walk),
         ];
         for (what, walk) in walks {
             let _ = walk(&engine, seed, 200);

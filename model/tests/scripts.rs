@@ -17,6 +17,7 @@ use samovar_model::limits;
 use samovar_model::mends::MENDS;
 use samovar_model::mutants::{EQUIVALENT, KILLED};
 use samovar_model::rate_limits;
+use samovar_model::reports;
 use samovar_model::scenarios::ALL;
 use samovar_model::schedules;
 use samovar_model::storms::Storm;
@@ -95,6 +96,16 @@ fn guards_hold_what_they_must_and_nothing_else() {
     let engine = Engine::new(None);
     for seed in 0..500 {
         if let Err(violation) = guards::walk(&engine, seed, 200) {
+            panic!("seed {seed}: {violation}");
+        }
+    }
+}
+
+#[test]
+fn reads_and_audits_are_counted_as_their_headers_state() {
+    let engine = Engine::new(None);
+    for seed in 0..500 {
+        if let Err(violation) = reports::walk(&engine, seed, 200) {
             panic!("seed {seed}: {violation}");
         }
     }
@@ -237,6 +248,7 @@ fn each_line_of_the_scripts_runs() {
         assert_eq!(guards::walk(&engine, seed, 200), Ok(()), "{seed}");
         assert_eq!(rate_limits::walk(&engine, seed, 200), Ok(()), "{seed}");
         assert_eq!(claims::walk(&engine, seed, 200), Ok(()), "{seed}");
+        assert_eq!(reports::walk(&engine, seed, 200), Ok(()), "{seed}");
     }
     for seed in 0..300 {
         assert_eq!(limits::walk(&engine, seed, 150, None), Ok(()), "{seed}");

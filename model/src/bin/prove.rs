@@ -8,6 +8,7 @@ use samovar_model::engine::Engine;
 use samovar_model::explorer::{Bounds, search, tell};
 use samovar_model::guards;
 use samovar_model::rate_limits;
+use samovar_model::reports;
 use samovar_model::scenarios::ALL;
 use samovar_model::schedules;
 use samovar_model::storms::Storm;
@@ -58,14 +59,15 @@ fn main() -> ExitCode {
         let seed = seed.wrapping_add(count);
         let walks = schedules::walk(&engine, seed, 200)
             .and_then(|()| guards::walk(&engine, seed, 200))
-            .and_then(|()| rate_limits::walk(&engine, seed, 200));
+            .and_then(|()| rate_limits::walk(&engine, seed, 200))
+            .and_then(|()| reports::walk(&engine, seed, 200));
         let done = walks.and_then(|()| Storm::of(seed).rage(&engine).map(|_| ()));
         if let Err(violation) = done {
-            println!("schedules, guards, limits or storms, seed {seed}: {violation}");
+            println!("schedules, guards, limits, reports or storms, seed {seed}: {violation}");
             return ExitCode::FAILURE;
         }
         count += 1;
     }
-    println!("{count} storms, and as many random walks over schedules and locks, guards, and limits");
+    println!("{count} storms, and as many random walks over schedules and locks, guards, limits and reports");
     code
 }
