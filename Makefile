@@ -16,6 +16,8 @@ ENTRIES ?=
 KILLS ?=
 # For how long `make prove` searches each of some forty scenarios
 PROVE ?= 60
+# With a value, `make bench` compares with other programs
+PEERS ?=
 # How many simulated worlds `make simulate` runs, from seed FIRST on
 SEEDS ?= 1000
 FIRST ?= 1
@@ -137,8 +139,13 @@ deny: ## Check licences, known vulnerabilities, and where crates come from; buil
 	@CARGO="$(CARGO)" ./scripts/install-cargo-deny.sh
 	$(CARGO) deny --locked check
 
-bench: setup ## Measure the worker and the cache library against bare loops and plain cache-aside, in one run
+bench: setup ## Measure the worker and the library against bare loops; PEERS=1: the worker against BullMQ and wrk
+ifeq ($(PEERS),)
 	$(CARGO) bench --locked --benches -- $(ARGS)
+else
+	@./scripts/install-peers.sh
+	$(CARGO) bench --locked --bench throughput -- $(or $(ARGS),3 plain,fenced,whole,bulk,set,bullmq,wrk)
+endif
 
 clean: ## Remove what was built
 	$(CARGO) clean

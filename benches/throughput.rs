@@ -9,6 +9,9 @@
 //! - *agenda*: the same, and claim, take and finish on the agenda in batches: a warmer of one process without a queue.
 //! - *whole*: a worker's first warmup. *unchanged*: the same entries again, answered 304.
 //! - *bulk 50*, *bulk 100*: a worker's first warmup with so many entries in a request.
+//! - *set*: Redis's cost of a pipelined `SET` of the same value; there is no upstream.
+//! - *bullmq*, *wrk* (`make bench PEERS=1`): a program with `BullMQ` that does as *plain* does, in one process of Node;
+//!   and requests to the upstream by `wrk`, which keeps nothing.
 //!
 //! Arguments: rounds; runs to leave out all others (`fenced,whole`).
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and stops at the first surprise")]
@@ -66,7 +69,7 @@ async fn main() {
         [loops @ ("stored" | "agenda"), upstream, redis] => promised(loops == "agenda", upstream, redis).await,
         ref settings => {
             let rounds = settings.first().map_or(ROUNDS, |rounds| rounds.parse().unwrap());
-            compare(rounds, settings.get(1).copied().unwrap_or("plain,fenced,stored,agenda,whole,unchanged,bulk"))
+            compare(rounds, settings.get(1).copied().unwrap_or("plain,fenced,stored,agenda,whole,unchanged,bulk,set"))
                 .await;
         }
     }
@@ -93,6 +96,15 @@ async fn compare(rounds: usize, names: &str) {
         for (name, source) in BULK.into_iter().filter(|_| names.contains("bulk")) {
             runs.extend(run_whole(&upstream, name, source, false).await);
         }
+        if names.contains("set") {
+            runs.push(run_set().await);
+        }
+        if names.contains("bullmq") {
+            runs.push(run_bullmq(&upstream).await);
+        }
+        if names.contains("wrk") {
+            runs.push(run_wrk(&upstream).await);
+        }
         for Run { name, rate, cost: [itself, redis, asked], bytes, memory } in &runs[from..] {
             println!(
                 "{round:>8}. {name:>11} {rate:>10.0} {itself:>10.1} {redis:>10.1} {asked:>10.1} {bytes:>15.0} \
@@ -106,8 +118,14 @@ async fn compare(rounds: usize, names: &str) {
     println!("\nmedians:");
     let pairs =
         [("stored", "fenced"), ("agenda", "fenced"), ("whole", "plain"), ("whole", "fenced"), ("whole", "agenda")];
-    for (one, other) in pairs.into_iter().chain([("unchanged", "whole"), ("bulk 50", "whole"), ("bulk 100", "whole")]) {
+    let bulk = [("bulk 50", "whole"), ("bulk 100", "whole"), ("bulk 50", "wrk")];
+    let peers = [("whole", "bullmq"), ("whole", "wrk"), ("unchanged", "whole")];
+    for (one, other) in pairs.into_iter().chain(peers).chain(bulk) {
         println!("{one} to {other}: {:.2}", ratio(of(one, |run| run.rate), of(other, |run| run.rate)));
+    }
+    let redis = |name| of(name, |run| run.cost[1]);
+    for name in ["plain", "whole", "bulk 50"] {
+        println!("Redis's CPU time, {name} to set: {:.1}", ratio(redis(name), redis("set")));
     }
     println!("bytes of an entry beyond its value: {:.0}", of("whole", |run| run.bytes) - of("plain", |run| run.bytes));
 }
@@ -127,13 +145,76 @@ async fn run_bare(name: &'static str, upstream: &Upstream) -> Run {
     run(name, upstream, cost, bytes, f64::NAN).await
 }
 
+/// Values of the same size, without anything around them.
+async fn run_set() -> Run {
+    const PIPELINE: usize = 100;
+    let redis = TestRedis::start().await;
+    let mut connection = redis.client().get_multiplexed_async_connection().await.unwrap();
+    let value = "x".repeat(measure::BYTES);
+    let (before, began) = (redis_cpu(&redis).await, std::time::Instant::now());
+    for from in (0..ENTRIES).step_by(PIPELINE) {
+        let mut pipe = redis::pipe();
+        for id in from..from + PIPELINE {
+            pipe.cmd("SET").arg(format!("entry:{id}")).arg(&value).arg("EX").arg(3_600).ignore();
+        }
+        let () = pipe.query_async(&mut connection).await.unwrap();
+    }
+    let took = began.elapsed();
+    let cost = per_entry([Duration::ZERO, redis_cpu(&redis).await - before, Duration::ZERO]);
+    Run { name: "set", rate: rate(took), cost, bytes: f64::NAN, memory: f64::NAN }
+}
+
+/// Returns the folder with the packages of the peers.
+fn peers() -> std::path::PathBuf {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("target/peers");
+    assert!(folder.join("bullmq.mjs").exists(), "`make bench PEERS=1` installs the peers");
+    folder
+}
+
+async fn run_bullmq(upstream: &Upstream) -> Run {
+    let redis = TestRedis::start().await;
+    upstream.ask("reset").await;
+    let before = (redis_cpu(&redis).await, upstream.cpu());
+    let mut node = tokio::process::Command::new("node");
+    node.arg(peers().join("bullmq.mjs")).arg(&upstream.url).arg(redis.port().to_string());
+    let output = node.arg(ENTRIES.to_string()).arg(CONCURRENCY.to_string()).output().await.unwrap();
+    assert!(output.status.success(), "BullMQ failed: {}", String::from_utf8_lossy(&output.stderr));
+    let itself: f64 = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+    assert!(redis.ask::<usize>(&["DBSIZE"]).await >= ENTRIES);
+    let cost = [Duration::from_secs_f64(itself), redis_cpu(&redis).await - before.0, upstream.cpu() - before.1];
+    run("bullmq", upstream, cost, f64::NAN, f64::NAN).await
+}
+
+async fn run_wrk(upstream: &Upstream) -> Run {
+    let before = upstream.cpu();
+    let mut wrk = tokio::process::Command::new("wrk");
+    wrk.args(["--threads", "1", "--duration", "3", "--connections"]).arg(CONCURRENCY.to_string());
+    let output = wrk.arg(format!("{}/entries/1", upstream.url)).output().await.unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    let figure = |name: &str| told.lines().find_map(|line| line.trim().strip_prefix(name)?.trim().parse::<f64>().ok());
+    let rate = figure("Requests/sec:").unwrap_or_else(|| panic!("wrk says: {told}"));
+    let asked = (upstream.cpu() - before).as_secs_f64() * 1e6 / (rate * 3.0);
+    Run { name: "wrk", rate, cost: [f64::NAN, f64::NAN, asked], bytes: f64::NAN, memory: f64::NAN }
+}
+
+/// Returns the entries per second, if all of them took so long.
+fn rate(took: Duration) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a count")]
+    let entries = ENTRIES as f64;
+    entries / took.as_secs_f64()
+}
+
+/// Returns CPU times in µs per entry.
+fn per_entry(cost: [Duration; 3]) -> [f64; 3] {
+    cost.map(|cost| 1e6 / rate(cost).max(f64::MIN_POSITIVE))
+}
+
 async fn run(name: &'static str, upstream: &Upstream, cost: [Duration; 3], bytes: f64, memory: f64) -> Run {
     let (count, took) = upstream.asked().await;
     assert_eq!(count, ENTRIES, "each entry is to be asked for once");
     #[expect(clippy::cast_precision_loss, reason = "a count")]
-    let entries = ENTRIES as f64;
-    let cost = cost.map(|cost| cost.as_secs_f64() * 1e6 / entries);
-    Run { name, rate: entries / took.as_secs_f64(), cost, bytes: bytes / entries, memory }
+    let bytes = bytes / ENTRIES as f64;
+    Run { name, rate: rate(took), cost: per_entry(cost), bytes, memory }
 }
 
 /// A worker's first warmup with a source of these lines, and another one in which nothing has changed.
