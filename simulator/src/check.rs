@@ -239,8 +239,11 @@ fn handled(world: &mut World, redis: &Redis, id: &str, message: &Published) {
             && world.named.get(key).is_none_or(|named| named.pending == 0)
             && !world.published.values().any(|other| other.keys.contains(key));
         if let Some(item) = world.items.get_mut(name) {
-            // An entry without a value and without a fetch is not evicted: what waits for it stays.
-            let is_evicted = message.evicts && item.evicted == Some(message.clock);
+            // An entry without a value and without a fetch is not evicted: what waits for it stays. A fetch that began
+            // after the message was published brings it back.
+            let is_fenced = item.fenced_until > machine::elapsed();
+            let is_back = redis.value(key).is_some() || redis.is_leased(key) && !is_fenced;
+            let is_evicted = message.evicts && item.evicted == Some(message.clock) && !is_back;
             if is_evicted && is_alone && item.wanted < message.at && item.handled <= Some(message.at) {
                 item.unwanted = Some(machine::elapsed());
             }

@@ -153,15 +153,25 @@ impl Redis {
 
     /// Returns the metadata that Samovar keeps of an entry.
     pub(crate) fn meta(&self, key: &str) -> Option<&str> {
-        let is_of = |meta: &&str| {
-            meta.starts_with("samovar:meta:") && meta.strip_suffix(key).is_some_and(|before| before.ends_with("}:"))
-        };
-        self.keys().find(is_of).and_then(|meta| self.value(meta)).map(|(text, _)| text)
+        self.record("samovar:meta:", key)
     }
 
-    /// Returns true if Samovar keeps metadata of an entry.
+    /// Returns true if Samovar keeps metadata of an entry's value; of one that is gone, it notes only that.
     pub(crate) fn has_meta(&self, key: &str) -> bool {
-        self.meta(key).is_some()
+        self.meta(key).is_some_and(|meta| meta.split(' ').nth(1).is_some_and(|own_expiry| own_expiry != "0"))
+    }
+
+    /// Returns true if somebody fetches an entry.
+    pub(crate) fn is_leased(&self, key: &str) -> bool {
+        self.record("samovar:lease:", key).is_some()
+    }
+
+    /// Returns what Samovar keeps of an entry under this prefix.
+    fn record(&self, prefix: &str, key: &str) -> Option<&str> {
+        let is_of = |name: &&str| {
+            name.starts_with(prefix) && name.strip_suffix(key).is_some_and(|before| before.ends_with("}:"))
+        };
+        self.keys().find(is_of).and_then(|name| self.value(name)).map(|(text, _)| text)
     }
 
     /// Returns the time of its clock (ms).
