@@ -61,3 +61,25 @@ async fn get_and_jobs_say_the_same_of_an_earlier_file() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn what_waits_for_an_input_of_a_paused_job_names_the_pause() {
+    let (redis, upstream) = both().await;
+    upstream.edit("/art/a");
+    let page = "key = \"page:{name}\"\nttl = \"1h\"\n[inputs]\nart = \"art:{name}\"\n[source]\nkind = \"compose\"\n\
+                value = { one = \"{{ art }}\" }\n[entries]\nlist = [\"a\"]\n";
+    let jobs = Art::of(&upstream).folder().job("page", page);
+    let worker = worker(&redis, &jobs);
+    eventually("the page is there", async || redis.get("page:a").await).await;
+    shown(&redis, &jobs, &["pause", "art"]).await;
+    shown(&redis, &jobs, &["invalidate", "art:a"]).await;
+    jobs.write("page.toml", &page.replace("one =", "another ="));
+    worker.hangup();
+    eventually("both name the pause", async || {
+        let of_jobs = shown(&redis, &jobs, &["jobs", "page", "--json"]).await;
+        let of_get = shown(&redis, &jobs, &["get", "page:a"]).await;
+        let is_told = |said: &str| said.contains("the end of the pause of art (`samovar resume art`)");
+        if is_told(&of_jobs) && is_told(&of_get) { Ok(()) } else { Err((of_jobs, of_get)) }
+    })
+    .await;
+}

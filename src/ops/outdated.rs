@@ -138,6 +138,11 @@ impl Ops {
             Some(due) if matches!(due.trigger, Trigger::Cron | Trigger::Manual) || !noted_of_job.is_open() => {
                 let reason =
                     self.last_reasons(job, std::slice::from_ref(key), None).await?.into_iter().next().flatten();
+                if let Some((input, paused)) = self.paused_input(key).await? {
+                    let input =
+                        format!("the end of the pause of {paused} (`samovar resume {paused}`): {input} is an input");
+                    return Ok((format!("{input} of {key}"), reason));
+                }
                 let left = duration::rough(due.at.saturating_since(now));
                 // Another source was asked in place of one that takes no requests.
                 let closed = closed(of, now).into_iter().map(|closed| format!(", or for {closed}"));
@@ -153,6 +158,20 @@ impl Ops {
                 None => (TURN.to_owned(), None),
             }),
         }
+    }
+
+    /// Returns an input of an entry that has no value, or an invalidated one, and whose job is paused.
+    async fn paused_input(&self, key: &EntryKey) -> RedisResult<Option<(EntryKey, JobName)>> {
+        let Some((job, params)) = self.jobs.owner(key.as_str()) else { return Ok(None) };
+        for input in job.made_from.iter().filter_map(|input| input.key.write(&params)).take(MOST_INPUTS) {
+            let Some((owner, _)) = self.jobs.owner(input.as_str()) else { continue };
+            let snapshot = self.store.snapshot(&input).await?;
+            let is_awaited = !snapshot.has_value() || snapshot.ours().is_some_and(|meta| meta.invalidated.is_some());
+            if is_awaited && self.paused(&owner.name).await?.is_some() {
+                return Ok(Some((input, owner.name.clone())));
+            }
+        }
+        Ok(None)
     }
 
     /// Returns `true` if a job's value is made from an earlier file, and is to be made anew.

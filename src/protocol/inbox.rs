@@ -72,12 +72,16 @@ pub struct Lists<'a> {
 }
 
 impl Lists<'_> {
-    /// Removes duplicates and checks the lists. With `only_keys`, the reason why the message may name only keys.
+    /// Removes duplicates, and spaces around tags, and checks the lists. With `only_keys`, the reason why the message may name only keys.
     ///
     /// # Errors
     /// The message names nothing, too much, or something invalid; the text tells the remedy.
     pub fn check(self, only_keys: Option<&str>) -> Result<(), String> {
         let Self { keys, patterns, tags, jobs } = self;
+        // Those of a value are kept without them, since a template may leave some.
+        for tag in tags.iter_mut().filter(|tag| tag.trim().len() < tag.len()) {
+            *tag = tag.trim().to_owned();
+        }
         let bounds = [
             (&mut *keys, "key", MOST_KEYS, LONGEST_KEY, "name a pattern, a tag or a job, or publish several messages"),
             (

@@ -198,6 +198,12 @@ mod tests {
     }
 
     #[test]
+    fn spaces_around_a_tag_do_not_count() {
+        let message = Message::parse(r#"{"tags": ["film:  bo\u015fluk ", " t", "t"]}"#).unwrap();
+        assert_eq!(message.tags, ["film:  boşluk", "t"], "as values have them");
+    }
+
+    #[test]
     fn what_cannot_be_followed_is_refused_with_the_reason() {
         let long = json!({"patterns": ["a:*", "a".repeat(257)]}).to_string();
         let list = |field: &str, count: usize, length: usize| {
@@ -217,6 +223,7 @@ mod tests {
             (r#"{"key": ["a:1"]}"#, "unknown field"),
             (r#"{"patterns": ["a:*"], "action": "warm"}"#, "keys only"),
             (r#"{"tags": [""]}"#, "tag is empty"),
+            (r#"{"tags": [" "]}"#, "tag is empty"),
             (r#"{"tags": ["t"], "version": 7}"#, "`version` takes keys only"),
             (r#"{"keys": ["a:1"], "patterns": ["a:*"], "version": null}"#, "`version` takes keys only"),
             (r#"{"keys": ["a:1"], "version": "soon"}"#, "no version"),
