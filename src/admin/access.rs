@@ -13,12 +13,16 @@ use subtle::ConstantTimeEq;
 
 use crate::config::Secret;
 
-/// The cookie of a session.
-pub(crate) const COOKIE: &str = "samovar_session";
+/// The beginning of the name of a session's cookie.
+const COOKIE: &str = "samovar_session";
+/// The fewest characters of a token that is hard to guess.
+pub(crate) const LEAST_TOKEN: usize = 16;
 /// The time for which a session counts.
 pub(crate) const SESSION: Duration = Duration::from_secs(12 * 3600);
 /// The purpose of a signature. It changes with the form of what is signed.
 const PURPOSE: &str = "samovar console session 1";
+/// The purpose of the signature in a cookie's name.
+const NAMING: &str = "samovar console cookie 1";
 
 /// The settings of who may use HTTP, and for what.
 #[derive(Debug, Default)]
@@ -138,6 +142,22 @@ impl Access {
         }
     }
 
+    /// Returns the names of the settings whose tokens are short.
+    pub(crate) fn short_tokens(&self) -> impl Iterator<Item = &'static str> {
+        let tokens = [("SAMOVAR_TOKEN", &self.token), ("SAMOVAR_VIEWER_TOKEN", &self.viewer_token)];
+        let is_short = |token: &Secret| token.expose().len() < LEAST_TOKEN;
+        tokens.into_iter().filter(move |(_, token)| token.as_ref().is_some_and(is_short)).map(|(name, _)| name)
+    }
+
+    /// Returns the name of a session's cookie. A browser sends cookies to all ports of a host, so fleets with other
+    /// tokens have other names.
+    pub(crate) fn cookie(&self) -> String {
+        let Some(token) = &self.token else { return COOKIE.to_owned() };
+        let key = hmac::Key::new(hmac::HMAC_SHA256, token.expose().as_bytes());
+        let tag = hmac::sign(&key, NAMING.as_bytes());
+        format!("{COOKIE}_{}", URL_SAFE_NO_PAD.encode(&tag.as_ref()[..6]))
+    }
+
     /// Returns the text of a new session; `None` for a role without a token.
     pub(crate) fn open_session(&self, role: Role) -> Option<String> {
         self.sign(role, now() + SESSION.as_secs())
@@ -151,9 +171,10 @@ impl Access {
 
     /// Returns the role of the session in the cookies of a request.
     pub(crate) fn session(&self, headers: &HeaderMap) -> Option<Role> {
+        let own = self.cookie();
         let cookies = headers.get_all(header::COOKIE).iter().filter_map(|cookies| cookies.to_str().ok());
         let mut pairs = cookies.flat_map(|cookies| cookies.split(';')).filter_map(|pair| pair.trim().split_once('='));
-        pairs.find_map(|(name, session)| if name == COOKIE { self.verify(session, now()) } else { None })
+        pairs.find_map(|(name, session)| if name == own { self.verify(session, now()) } else { None })
     }
 
     fn verify(&self, session: &str, now: u64) -> Option<Role> {
@@ -217,6 +238,21 @@ mod tests {
         // A viewer knows the own token, and where nobody else has one, can sign no session of an owner.
         let viewers = access(None, Some("viewer's"));
         assert_eq!((viewers.sign(Role::Act, 1_000), viewers.verify("owner.1000.eHg", 0)), (None, None));
+    }
+
+    #[test]
+    fn fleets_with_other_tokens_have_other_cookies() {
+        let name = |token: &str| access(Some(token), None).cookie();
+        assert_eq!(name("one"), name("one"));
+        assert_ne!(name("one"), name("another"));
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+        assert!(name("one").chars().all(is_plain) && !name("one").contains("one"), "{}", name("one"));
+    }
+
+    #[test]
+    fn a_token_of_few_characters_is_short() {
+        let of = |token: &str, viewer: &str| access(Some(token), Some(viewer)).short_tokens().collect::<Vec<_>>();
+        assert_eq!(of("0123456789abcdef", "0123456789abcde"), ["SAMOVAR_VIEWER_TOKEN"]);
     }
 
     #[test]

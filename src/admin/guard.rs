@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::uri::Authority;
+use axum::http::uri::{Authority, PathAndQuery};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tracing::{info, warn};
 
 use super::problem::Problem;
-use super::{Admin, Role};
+use super::{Admin, Role, console};
 use crate::entry::duration;
 use crate::ops::audit_log::Change;
 
@@ -26,8 +26,9 @@ const WORK: Duration = Duration::from_secs(660);
 
 /// The checks of every request.
 pub(super) async fn everybody(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
+    let is_page = is_of_console(request.uri().path());
     if let Err(problem) = own_page(&admin, &request) {
-        return problem.into_response();
+        return refused(problem, is_page).await;
     }
     let path = request.uri().path();
     let probe = is_probe(path);
@@ -35,12 +36,25 @@ pub(super) async fn everybody(State(admin): State<Arc<Admin>>, request: Request,
     let time = if is_work { WORK } else { ANSWER };
     let room = admin.room.try_acquire();
     if room.is_err() && !probe {
-        return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once; try again").into_response();
+        let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once; try again");
+        return refused(problem, is_page).await;
     }
-    tokio::time::timeout(time, next.run(request)).await.unwrap_or_else(|_| {
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("no answer within {}", duration::text(time)))
-            .into_response()
-    })
+    match tokio::time::timeout(time, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => {
+            let detail = format!("no answer within {}", duration::text(time));
+            refused(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail), is_page).await
+        }
+    }
+}
+
+fn is_of_console(path: &str) -> bool {
+    path == "/" || path.starts_with("/console/")
+}
+
+/// Returns a refusal, as a page for the console's visitors.
+async fn refused(problem: Problem, is_page: bool) -> Response {
+    if is_page { console::refusal(problem.code(), problem.detail()).await } else { problem.into_response() }
 }
 
 /// The checks of requests that change or fetch something, or show values.
@@ -50,10 +64,23 @@ pub(super) async fn owner(State(admin): State<Arc<Admin>>, request: Request, nex
     if let Err(problem) = entitled(&admin, request.headers(), changes) {
         return problem.into_response();
     }
-    if changes && !is_of_programs(&path) {
-        record(&admin, request.headers(), &method, &path).await;
+    let noted = (changes && !is_of_programs(&path)).then(|| {
+        let target = request.uri().path_and_query().map_or(path.as_str(), PathAndQuery::as_str).to_owned();
+        let who = role(&admin, request.headers()).map_or("anybody", Role::as_str).to_owned();
+        Change { who, way: "http".to_owned(), action: method.to_string(), target, ..Change::default() }
+    });
+    if let Some(change) = &noted {
+        record(&admin, change.clone()).await;
     }
     let response = next.run(request).await;
+    let failed = Some(response.status()).filter(|status| status.is_client_error() || status.is_server_error());
+    if let (Some(change), Some(status)) = (noted, failed) {
+        let note = match status.is_client_error() {
+            true => format!("refused: {status}"),
+            false => format!("answered {status}; it may have been carried out in part"),
+        };
+        record(&admin, Change { note, ..change }).await;
+    }
     if changes {
         info!(%method, path, status = response.status().as_u16(), "HTTP request");
     }
@@ -65,21 +92,14 @@ fn is_of_programs(path: &str) -> bool {
     path == "/warm" || path == "/invalidate"
 }
 
-/// Notes a change in the audit log. If Redis does not take the note, the change fails as well, or changes nothing of
-/// the fleet.
-async fn record(admin: &Admin, headers: &HeaderMap, method: &Method, path: &str) {
+/// Notes a change in the audit log, before it is made and again if it fails. A program's change does not wait for the
+/// log: if Redis does not take the note, the change goes on, and the log of this worker says so.
+async fn record(admin: &Admin, change: Change) {
     let Some(parts) = admin.parts() else { return };
-    let who = role(admin, headers).map_or("anybody", Role::as_str);
-    let change = Change {
-        who: who.to_owned(),
-        way: "http".to_owned(),
-        action: method.to_string(),
-        target: path.to_owned(),
-        note: String::new(),
-        worker: parts.worker.to_string(),
-    };
+    let change = Change { worker: parts.worker.to_string(), ..change };
     if let Err(e) = parts.ops.record(&change).await {
-        warn!(%method, path, "this change is not in the audit log: {e}");
+        let Change { action, target, .. } = change;
+        warn!(method = action, target, "this change is not in the audit log: {e}");
     }
 }
 

@@ -5,19 +5,21 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::http::StatusCode;
-use redis::RedisResult;
 use serde::Serialize;
 
 use super::Parts;
 use super::extract::{Asked, Fleet, Named, Nothing};
 use super::problem::Problem;
+use super::state::{Of, State};
 use crate::job::KnownJob;
-use crate::ops::status::{self, JobStatus, UpstreamStatus};
+use crate::ops::status::JobStatus;
 use crate::ops::{Census, unguarded};
 use crate::store::GoneGuard;
 
 /// The timeout of waiting for a first count of entries.
 const CENSUS: Duration = Duration::from_secs(2);
+/// The time that each part of the state has; the request ends before.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// The result of pausing or resuming a job.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -66,56 +68,23 @@ pub(crate) fn withhold_reasons(status: &mut JobStatus) {
     }
 }
 
-/// Removes reasons unless the client may see them.
-fn withhold(fleet: &Fleet, status: &mut JobStatus) {
+/// Reads all jobs, or one job; fails if a part cannot be read.
+async fn read(fleet: &Fleet, of: Of<'_>) -> Result<Vec<JobStatus>, Problem> {
+    let census = census(fleet).await?;
+    let state = State::read(&fleet.parts, of, census.as_deref(), ANSWER).await;
+    if let Some(fault) = state.fault() {
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, fault));
+    }
+    let mut jobs = state.jobs;
     if !fleet.trusted {
-        withhold_reasons(status);
+        jobs.iter_mut().for_each(withhold_reasons);
     }
-}
-
-/// Adds a change that waits long for other workers.
-fn add_waiting(parts: &Parts, status: &mut JobStatus) {
-    let remaker = parts.health.troubles.of("the remaker");
-    status.faults.extend(remaker.notice_of(&status.job));
-}
-
-/// Adds values of earlier files, and the state that all jobs share.
-async fn add_fleet(parts: &Parts, statuses: &mut [JobStatus], census: Option<&Census>) -> RedisResult<()> {
-    let living = parts.queue.living(parts.dead_after).await;
-    if let Some(census) = census {
-        parts.ops.add_outdated(statuses, census, &living).await?;
-    }
-    parts.ops.add_failing(statuses).await?;
-    status::add_fleet(statuses, &parts.ops.fleet(living).await?);
-    Ok(())
-}
-
-/// Returns the state of all jobs and upstreams, with the keys of the last count, if there was one.
-pub(crate) async fn state(
-    parts: &Parts,
-    census: Option<&Census>,
-) -> RedisResult<(Vec<JobStatus>, Vec<UpstreamStatus>)> {
-    let mut all = Vec::new();
-    for job in parts.ops.jobs.jobs.values() {
-        all.push(status::of_job(&parts.ops.redis, &parts.ops.keys, job, census).await?);
-    }
-    let upstreams = status::upstreams(&parts.ops.redis, &parts.ops.keys, &parts.ops.jobs).await?;
-    status::assign(&mut all, &parts.ops.jobs, &upstreams);
-    add_fleet(parts, &mut all, census).await?;
-    for status in &mut all {
-        add_waiting(parts, status);
-    }
-    Ok((all, upstreams))
+    Ok(jobs)
 }
 
 /// Returns the state of all jobs, as far as the client may see it.
 pub(super) async fn statuses(fleet: &Fleet) -> Result<Vec<JobStatus>, Problem> {
-    let census = census(fleet).await?;
-    let (mut all, _) = state(&fleet.parts, census.as_deref()).await?;
-    for status in &mut all {
-        withhold(fleet, status);
-    }
-    Ok(all)
+    read(fleet, Of::All).await
 }
 
 /// Show the state of all jobs
@@ -137,16 +106,10 @@ pub(super) async fn job(
     Named(name): Named,
     Asked(Nothing {}): Asked<Nothing>,
 ) -> Result<Json<JobStatus>, Problem> {
-    let parts = &fleet.parts;
-    let job = find(parts, &name)?;
-    let census = census(&fleet).await?;
-    let mut status = status::of_job(&parts.ops.redis, &parts.ops.keys, job, census.as_deref()).await?;
-    let upstreams = status::upstreams(&parts.ops.redis, &parts.ops.keys, &parts.ops.jobs).await?;
-    status::assign(std::slice::from_mut(&mut status), &parts.ops.jobs, &upstreams);
-    add_fleet(parts, std::slice::from_mut(&mut status), census.as_deref()).await?;
-    add_waiting(parts, &mut status);
-    withhold(&fleet, &mut status);
-    Ok(Json(status))
+    find(&fleet.parts, &name)?;
+    let status = read(&fleet, Of::Job(&name)).await?.pop();
+    let gone = || Problem::new(StatusCode::NOT_FOUND, format!("there is no job `{name}` any more"));
+    status.map(Json).ok_or_else(gone)
 }
 
 /// Pause a job in the whole fleet: nothing is fetched until it is resumed

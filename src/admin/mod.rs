@@ -18,6 +18,7 @@ mod openapi;
 mod problem;
 mod reload;
 mod server;
+mod state;
 mod stats;
 mod warm;
 
@@ -31,11 +32,13 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use access::{Access, Role};
-pub(crate) use access::{COOKIE, Proof, Rights, SESSION};
+pub(crate) use access::{Proof, Rights, SESSION};
 pub(crate) use guard::READ_ONLY;
 pub(crate) use health::{Readiness, readiness};
-pub(crate) use jobs::{state, withhold_reasons};
+pub(crate) use jobs::withhold_reasons;
+pub(crate) use server::Peer;
 pub use server::{Listening, listen};
+pub(crate) use state::{Of, State, in_time};
 pub(crate) use warm::warm_due;
 
 use crate::entry::UpstreamName;

@@ -30,6 +30,11 @@ impl Problem {
         Self { title, status: status.as_u16(), detail: detail.to_string(), more: Map::new() }
     }
 
+    /// Returns the status.
+    pub(super) fn code(&self) -> StatusCode {
+        StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
     /// Returns the reason and the remedy.
     pub(crate) fn detail(&self) -> &str {
         &self.detail
@@ -50,7 +55,7 @@ impl From<redis::RedisError> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = self.code();
         let body = serde_json::to_string(&self).unwrap_or_default();
         let mut response = (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
         let header = match status {

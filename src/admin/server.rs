@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use axum::Router;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -19,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::access::LEAST_TOKEN;
 use super::{Admin, guard, openapi};
 use crate::config::{DEFAULT_PORT, Listen};
 use crate::redis::Backoff;
@@ -39,6 +41,10 @@ const AFTER_ERROR: Duration = Duration::from_millis(200);
 const CENSUS: Duration = Duration::from_secs(30);
 /// The pause between counts, as a multiple of a count's duration.
 const CENSUS_SHARE: u32 = 10;
+
+/// The address from which a request came: that of the client, or of a proxy in front.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Peer(pub(crate) IpAddr);
 
 /// A bound address.
 #[derive(Debug)]
@@ -112,6 +118,15 @@ impl Listening {
         if !admin.access.local && !admin.access.has_roles() {
             warn!("HTTP is open to other machines and SAMOVAR_TOKEN is not set; only read requests are answered");
         }
+        if admin.access.local && !admin.access.has_roles() && !admin.access.hosts.is_empty() {
+            warn!(
+                "SAMOVAR_HOSTS is set and SAMOVAR_TOKEN is not: everybody who reaches this worker under one of these \
+                 names, as through a proxy, may change things and see values; set SAMOVAR_TOKEN"
+            );
+        }
+        for name in admin.access.short_tokens() {
+            warn!("{name} is shorter than {LEAST_TOKEN} characters, so it may be guessed; choose a longer one");
+        }
     }
 
     async fn accept(self, router: Router, over: &CancellationToken) {
@@ -126,8 +141,8 @@ impl Listening {
                 _ = connections.join_next(), if !connections.is_empty() => continue,
                 () = over.cancelled() => break,
             };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
+            let (stream, client) = match accepted {
+                Ok(accepted) => accepted,
                 Err(e) => {
                     debug!("cannot accept a connection: {e}");
                     tokio::time::sleep(AFTER_ERROR).await;
@@ -139,7 +154,8 @@ impl Listening {
             let (place, close) = places.take();
             let place = Arc::new(place);
             let answers = TowerToHyperService::new(router.clone());
-            let service = service_fn(move |request| {
+            let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+                request.extensions_mut().insert(Peer(client.ip()));
                 let (place, answer) = (Arc::clone(&place), answers.call(request));
                 async move {
                     place.is_waiting(false);

@@ -5,7 +5,7 @@ use redis::streams::{StreamId, StreamRangeReply};
 
 use super::Ops;
 use crate::entry::excerpt;
-use crate::redis::{RedisTime, is_of_keys};
+use crate::redis::RedisTime;
 
 /// The records that are kept.
 pub const KEPT: usize = 1_000;
@@ -62,19 +62,15 @@ impl Ops {
     }
 
     /// Returns at most `most` records, the newest first: those before the record with the id `before`, if there is one.
-    /// A key of another type is somebody else's, and holds none.
     ///
     /// # Errors
-    /// Fails if Redis returns an error, as it does for what is no id.
+    /// Fails if Redis returns an error, as it does for what is no id, and for a key of another type.
     pub async fn audit(&self, before: Option<&str>, most: usize) -> RedisResult<Vec<Record>> {
         let before = before.map_or_else(|| "+".to_owned(), |id| format!("({id}"));
         let mut ask = redis::cmd("XREVRANGE");
         ask.arg(self.keys.audit_log()).arg(before).arg("-").arg("COUNT").arg(most);
-        match ask.query_async::<StreamRangeReply>(&mut self.redis.clone()).await {
-            Ok(reply) => Ok(reply.ids.iter().map(record).collect()),
-            Err(e) if is_of_keys(&e) => Ok(Vec::new()),
-            Err(e) => Err(e),
-        }
+        let reply: StreamRangeReply = ask.query_async(&mut self.redis.clone()).await?;
+        Ok(reply.ids.iter().map(record).collect())
     }
 }
 

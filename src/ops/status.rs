@@ -17,6 +17,7 @@ use crate::ops::reads::{self, ReportedReads};
 use crate::ops::{Census, FleetStatus, RefusedReload};
 use crate::popularity::FeedState;
 use crate::protocol::Keys;
+use crate::redis::requirements::explain;
 use crate::redis::{Connection, RedisTime, WrongType, is_of_keys, wrong_types};
 use crate::store::GoneGuard;
 use crate::trigger::cron::WARMED_UP;
@@ -193,7 +194,11 @@ pub async fn upstreams_of(redis: &Connection, keys: &Keys, job: &KnownJob) -> Re
     Ok(all)
 }
 
-async fn upstream(redis: &Connection, keys: &Keys, known: &KnownUpstream) -> RedisResult<UpstreamStatus> {
+/// Reads one upstream.
+///
+/// # Errors
+/// Fails if Redis returns an error.
+pub async fn upstream(redis: &Connection, keys: &Keys, known: &KnownUpstream) -> RedisResult<UpstreamStatus> {
     let [limit, _, window, _] = keys.upstream(&known.name);
     let mut ask = redis::pipe();
     ask.cmd("TIME").cmd("HMGET").arg(&limit).arg("blocked").arg("open").arg("said");
@@ -291,15 +296,27 @@ pub async fn of_job(
         .ignore_errors()
         .query_async(&mut redis)
         .await?;
-    let gone_guard = there(GoneGuard::read(&mut redis, keys, &job.name, now).await)?;
-    let reads = match reads::reported(&redis, keys, &job.name).await {
+    let mut of_guard = redis.clone();
+    let (gone_guard, reads, audits) = tokio::join!(
+        GoneGuard::read(&mut of_guard, keys, &job.name, now),
+        reads::reported(&redis, keys, &job.name),
+        audit::audits(&redis, keys, &job.name),
+    );
+    let gone_guard = there(gone_guard)?;
+    let reads = match reads {
         // They cannot be read; that is not the same as none.
         Err(e) if is_of_keys(&e) => Some(ReportedReads::unknown(now)),
         reads => reads?,
     };
-    let audits = there(audit::audits(&redis, keys, &job.name).await)?;
+    let audits = there(audits)?;
     let due: u64 = [there(scheduled)?, there(high)?, there(bulk)?].into_iter().sum();
-    let (in_flight, dead, next) = (there(in_flight)?, there(dead)?, there(next)?);
+    let (in_flight, dead) = (there(in_flight)?, there(dead)?);
+    let mut faults = faults;
+    let next = there(next).unwrap_or_else(|e| {
+        // The schedules may be on another master of a Cluster.
+        faults.push(format!("the next warmup is not known: {}", explain(&e)));
+        None
+    });
     let (paused_ms, stats) = (there(paused_ms)?, there(stats)?);
     let counted = census.and_then(|census| census.jobs.get(job.name.as_str()));
     let last = stats.get("last").and_then(|last| serde_json::from_str(last).ok());

@@ -1,7 +1,13 @@
 //! The console: who may see and do what, what each screen shows, and what it does in a browser.
 mod access;
 mod browser;
+mod failures;
+mod hostile;
+mod live;
+mod login;
 mod screens;
+mod state;
+mod updates;
 
 use std::time::Duration;
 
@@ -74,7 +80,34 @@ impl Console {
     }
 }
 
+impl Console {
+    /// Returns a page as the holder of this cookie sees it.
+    async fn page(&self, cookie: &str, path: &str) -> String {
+        let answer = send(self.request("GET", path).header("cookie", cookie)).await;
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+        answer.text
+    }
+
+    /// Carries out an action; returns the page to which it leads.
+    async fn act(&self, cookie: &str, action: &str, form: &[(&str, &str)]) -> String {
+        let answer = self.try_to_act(cookie, action, form).await;
+        assert_eq!(answer.status, 303, "{action}: {answer:?}");
+        answer.header("location").to_owned()
+    }
+
+    /// Asks for an action as the holder of this cookie, from a page of the console.
+    async fn try_to_act(&self, cookie: &str, action: &str, form: &[(&str, &str)]) -> Answer {
+        let request = filled(self.request("POST", &format!("/console/do/{action}")), form);
+        send(request.header("cookie", cookie).header("sec-fetch-site", "same-origin")).await
+    }
+}
+
 impl Answer {
+    /// Returns an answer with this page.
+    fn of_page(text: String) -> Self {
+        Self { status: StatusCode::OK, headers: reqwest::header::HeaderMap::new(), text }
+    }
+
     fn header(&self, name: &str) -> &str {
         self.headers.get(name).map(|value| value.to_str().unwrap()).unwrap_or_default()
     }
@@ -96,4 +129,9 @@ async fn send(request: reqwest::RequestBuilder) -> Answer {
         false => response.text().await.unwrap(),
     };
     Answer { status, headers, text }
+}
+
+/// Returns a part of a query, encoded.
+fn encoded(text: &str) -> String {
+    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
 }

@@ -2,25 +2,8 @@
 
 use serde_json::json;
 
-use super::{Console, OWNER, VIEWER, both, filled, send, with_roles};
+use super::{Console, OWNER, VIEWER, both, encoded, send, with_roles};
 use crate::support::{Art, Parts, Reply, eventually, readable_key};
-
-impl Console {
-    /// Returns a page as the holder of this cookie sees it.
-    async fn page(&self, cookie: &str, path: &str) -> String {
-        let answer = send(self.request("GET", path).header("cookie", cookie)).await;
-        assert_eq!(answer.status, 200, "{path}: {answer:?}");
-        answer.text
-    }
-
-    /// Carries out an action; returns the page to which it leads.
-    async fn act(&self, cookie: &str, action: &str, form: &[(&str, &str)]) -> String {
-        let request = filled(self.request("POST", &format!("/console/do/{action}")), form);
-        let answer = send(request.header("cookie", cookie).header("sec-fetch-site", "same-origin")).await;
-        assert_eq!(answer.status, 303, "{action}: {answer:?}");
-        answer.header("location").to_owned()
-    }
-}
 
 #[tokio::test]
 async fn a_viewer_sees_reasons_and_only_if_allowed_values() {
@@ -105,59 +88,4 @@ async fn parts_cause(parts: &Parts, job: &samovar::entry::JobName) -> String {
         false => word.to_owned(),
     });
     reason.collect::<Vec<_>>().join(" ")
-}
-
-fn encoded(text: &str) -> String {
-    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
-}
-
-#[tokio::test]
-async fn hostile_keys_and_values_are_shown_as_text() {
-    let (redis, upstream) = both().await;
-    let hostile = "<script>alert(1)</script>\u{1b}[31m\u{202e}";
-    let long = "x".repeat(900_000);
-    upstream.otherwise(move |_, _| {
-        Reply::json(json!({"hostile": "</pre><img src=x onerror=alert(1)>\u{1b}[2J", "long": long}))
-    });
-    let jobs = Art::of(&upstream).list([hostile]).warm("attempts = 1").folder();
-    let console = Console::of(with_roles(&redis, &jobs)).await;
-    let owner = console.log_in(OWNER).await;
-    readable_key(&redis, &format!("art:{hostile}")).await;
-    let entry = format!("/console/entry?key={}", encoded(&format!("art:{hostile}")));
-    for path in ["/console/jobs", "/console/jobs/art", &entry, "/console/audit"] {
-        let page = console.page(&owner, path).await;
-        assert!(!page.contains("<script>alert") && !page.contains("<img"), "{path}: {page}");
-        assert!(!page.contains(['\u{1b}', '\u{202e}']) && page.len() < 100_000, "{path}: {}", page.len());
-    }
-    let page = console.page(&owner, &entry).await;
-    assert!(page.contains("&lt;img src=x") && page.contains("The beginning; the whole has 900,"), "{page}");
-}
-
-/// It reads nothing while nobody looks, and no more with ten tabs than with one.
-#[tokio::test]
-async fn ten_tabs_cost_redis_as_much_as_one() {
-    let (redis, upstream) = both().await;
-    let jobs = Art::of(&upstream).list(["a"]).folder();
-    let console = Console::of(with_roles(&redis, &jobs)).await;
-    let owner = console.log_in(OWNER).await;
-    readable_key(&redis, "art:a").await;
-    let tab = || console.request("GET", "/console/events").header("cookie", &owner).send();
-    let mut tabs = Vec::new();
-    for _ in 0..10 {
-        let mut events = tab().await.unwrap();
-        assert!(events.chunk().await.unwrap().is_some());
-        tabs.push(events);
-    }
-    // A page is made once for all who ask within one state.
-    let dead = async || redis.ask::<String>(&["INFO", "commandstats"]).await;
-    let calls = |stats: &str| {
-        let line = stats.lines().find(|line| line.starts_with("cmdstat_xrevrange:"));
-        line.and_then(|line| line.split_once("calls=")?.1.split(',').next()?.parse::<u64>().ok()).unwrap_or(0)
-    };
-    let before = calls(&dead().await);
-    let pages = (0..10).map(|_| console.page(&owner, "/console/audit"));
-    futures_util::future::join_all(pages).await;
-    let after = calls(&dead().await);
-    assert!(after > before && after - before <= 3, "{before} {after}");
-    drop(tabs);
 }

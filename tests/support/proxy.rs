@@ -43,6 +43,7 @@ pub struct Proxy {
     fault: watch::Sender<Fault>,
     target: Arc<Mutex<u16>>,
     accepted: Arc<AtomicUsize>,
+    sent: Arc<AtomicUsize>,
     _server: JoinSet<()>,
 }
 
@@ -52,10 +53,11 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let own = listener.local_addr().unwrap().port();
         let (fault, _) = watch::channel(Fault::None);
-        let (target, accepted) = (Arc::new(Mutex::new(port)), Arc::new(AtomicUsize::new(0)));
+        let (target, accepted, sent) = (Arc::new(Mutex::new(port)), Arc::default(), Arc::default());
         let mut server = JoinSet::new();
-        server.spawn(serve(listener, fault.clone(), Arc::clone(&target), Arc::clone(&accepted)));
-        Self { port: own, fault, target, accepted, _server: server }
+        let counts = (Arc::clone(&accepted), Arc::clone(&sent));
+        server.spawn(serve(listener, fault.clone(), Arc::clone(&target), counts));
+        Self { port: own, fault, target, accepted, sent, _server: server }
     }
 
     /// Where a worker finds Redis.
@@ -77,19 +79,24 @@ impl Proxy {
     pub fn accepted(&self) -> usize {
         self.accepted.load(Ordering::Relaxed)
     }
+
+    /// Pieces that clients sent so far. A client that waits for each answer sends one a command, unless it is long.
+    pub fn sent(&self) -> usize {
+        self.sent.load(Ordering::Relaxed)
+    }
 }
 
 async fn serve(
     listener: TcpListener,
     fault: watch::Sender<Fault>,
     target: Arc<Mutex<u16>>,
-    accepted: Arc<AtomicUsize>,
+    (accepted, sent): (Arc<AtomicUsize>, Arc<AtomicUsize>),
 ) {
     let mut connections = JoinSet::new();
     loop {
         let Ok((client, _)) = listener.accept().await else { continue };
         accepted.fetch_add(1, Ordering::Relaxed);
-        let (fault, port) = (fault.subscribe(), *target.lock().unwrap());
+        let (fault, port, sent) = (fault.subscribe(), *target.lock().unwrap(), Arc::clone(&sent));
         connections.spawn(async move {
             if *fault.borrow() == Fault::Refuse {
                 return;
@@ -104,7 +111,7 @@ async fn serve(
             };
             // Whatever ends first ends both ways.
             tokio::select! {
-                () = tell(from_client, to_server, fault.clone(), &subscribed) => {}
+                () = tell(from_client, to_server, fault.clone(), &subscribed, &sent) => {}
                 () = answer(from_server, to_client, fault.clone(), &subscribed) => {}
                 () = refused => {}
             }
@@ -118,10 +125,12 @@ async fn tell(
     mut to: tokio::net::tcp::OwnedWriteHalf,
     fault: watch::Receiver<Fault>,
     subscribed: &watch::Sender<bool>,
+    sent: &AtomicUsize,
 ) {
     let mut piece = [0; PIECE];
     let mut lost = false;
     while let Ok(length @ 1..) = from.read(&mut piece).await {
+        sent.fetch_add(1, Ordering::Relaxed);
         let said = &piece[..length];
         if said.windows(9).any(|word| word.eq_ignore_ascii_case(b"SUBSCRIBE")) {
             subscribed.send_replace(true);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts as RequestParts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Redirect, Response};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -17,9 +17,6 @@ use crate::admin::{Proof, READ_ONLY, Rights, Role};
 
 /// Tells a page apart that runs on another site. Browsers send it over HTTPS, and over HTTP to this machine.
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
-/// No script, style or frame but our own, no inline code, and no other host.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
-                      form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
 /// The right that a route needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +86,8 @@ pub(super) async fn check(State(check): State<Check>, mut request: Request, next
     let response = next.run(request).await;
     if changes {
         info!(method = "POST", path, status = response.status().as_u16(), "HTTP request");
-        if check.needs == Needs::Act {
+        // An answer of 5xx may have changed something.
+        if check.needs == Needs::Act && !response.status().is_client_error() {
             check.console.live.disturb();
         }
     }
@@ -119,21 +117,4 @@ fn ask_to_log_in(request: &Request, changes: bool) -> Response {
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
     let to = utf8_percent_encode(path, NON_ALPHANUMERIC);
     Redirect::to(&format!("/console/login?to={to}")).into_response()
-}
-
-/// Adds the headers that keep a page from harm.
-pub(super) async fn seal(mut response: Response) -> Response {
-    let headers = response.headers_mut();
-    for (name, value) in [
-        (header::CONTENT_SECURITY_POLICY, POLICY),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::X_FRAME_OPTIONS, "DENY"),
-        (header::REFERRER_POLICY, "same-origin"),
-        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
-        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
-    ] {
-        headers.insert(name, HeaderValue::from_static(value));
-    }
-    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-    response
 }

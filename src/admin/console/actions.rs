@@ -1,21 +1,27 @@
 //! Actions: each shows first what it concerns, and asks; then it is noted in the audit log, and carried out.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use axum::extract::{Path, Query};
+use axum::extract::Path;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
 use serde::Deserialize;
 
-use super::fields::Fields;
+use super::fields::{Asked, Fields};
 use super::page::{Failure, Page, Screen, Tab, query, text, unknown};
 use crate::admin::warm_due;
 use crate::ops::audit_log::Change;
 use crate::ops::words::grouped;
 use crate::ops::{DryRun, Plan};
 use crate::protocol::{Action as MessageAction, Message};
+use crate::redis::requirements::explain;
 use crate::trigger::invalidation::inbox;
+
+/// The time that counting what an action concerns may take.
+const COUNTING: Duration = Duration::from_secs(5);
+const TOO_MANY: &str = "It concerns more entries than can be counted in 5 seconds. The action does not wait for that.";
 
 /// An action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,11 +119,14 @@ impl Target {
 pub(super) async fn ask(
     screen: Screen,
     Path(name): Path<String>,
-    Query(target): Query<Target>,
+    Asked(target): Asked<Target>,
 ) -> Result<impl IntoResponse, Failure> {
     let action = Action::read(&name)?;
     target.check(action, &screen)?;
-    let effect = count(&screen, action, &target).await?;
+    let effect = match tokio::time::timeout(COUNTING, count(&screen, action, &target)).await {
+        Ok(effect) => effect?,
+        Err(_) => vec![TOO_MANY.to_owned()],
+    };
     let (_, words) = action.words();
     let title = format!("{words}: {}", text(target.name()));
     Ok(screen.page(&Page { tab: Tab::Jobs, title, as_of: None, is_live: false }, &question(action, &target, &effect)))
@@ -224,7 +233,16 @@ pub(super) async fn act(
         note: note.clone(),
         worker: screen.parts.worker.to_string(),
     };
-    ops.record(&change).await?;
+    ops.record(&change).await.map_err(|e| {
+        let detail = format!("Nothing was changed, since the audit log cannot be written. Redis: {}", explain(&e));
+        Failure::new(StatusCode::SERVICE_UNAVAILABLE, "Not noted, so not done", detail)
+    })?;
+    carry_out(&screen, action, &target).await.map_err(Failure::of_action)?;
+    Ok(Redirect::to(&target.url(action)).into_response())
+}
+
+async fn carry_out(screen: &Screen, action: Action, target: &Target) -> Result<(), Failure> {
+    let ops = &screen.parts.ops;
     let job = || ops.jobs.jobs.get(target.job.as_str()).ok_or_else(|| unknown(&target.job));
     match action {
         Action::Warm => {
@@ -239,14 +257,14 @@ pub(super) async fn act(
         Action::Pause => _ = ops.pause(job()?, Some(&target.note)).await?,
         Action::Resume => _ = ops.resume(job()?).await?,
         Action::Invalidate | Action::Evict => {
-            inbox::publish(&mut ops.redis.clone(), &ops.keys, &action.message(&target)).await?;
+            inbox::publish(&mut ops.redis.clone(), &ops.keys, &action.message(target)).await?;
         }
         Action::Retry => {
-            let letters = screen.letters(&target).await?;
+            let letters = screen.letters(target).await?;
             ops.put_back(job()?, &letters).await?;
         }
     }
-    Ok(Redirect::to(&target.url(action)).into_response())
+    Ok(())
 }
 
 impl Screen {

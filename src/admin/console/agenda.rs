@@ -1,22 +1,29 @@
 //! The agenda: which entries are due in each minute of the next hour, and what their upstreams allow.
 
 use std::collections::BTreeMap;
+use std::iter;
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::Query;
 use axum::response::IntoResponse;
+use futures_util::future::join_all;
 use maud::{Markup, html};
 use serde::Deserialize;
 
-use super::page::{Failure, Page, Screen, Tab, job_link, next_page, query, text};
+use super::fields::Asked;
+use super::page::{Failure, Page, Screen, Tab, job_link, next_page, number, query, text};
+use crate::admin::in_time;
 use crate::entry::UpstreamName;
-use crate::job::Rate;
+use crate::job::{KnownJob, Rate};
+use crate::ops::Ops;
 use crate::ops::words::grouped;
 use crate::redis::RedisTime;
 
 /// The minutes that are shown.
 const MINUTES: u32 = 60;
 const MINUTE: Duration = Duration::from_secs(60);
+/// The time that each job has to be read.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// The jobs on one page, so that a page takes a bounded number of counts.
 const JOBS: usize = 40;
 /// The size of a cell of the heat map, and of a chart.
@@ -36,7 +43,8 @@ pub(super) struct From {
 /// The entries of a job that are due, by minute.
 struct Row {
     job: String,
-    counts: Vec<u64>,
+    /// The reason if they cannot be read.
+    counts: Result<Vec<u64>, String>,
     /// The minute of its next warmup, if it is within the hour.
     warmup: Option<u64>,
 }
@@ -50,21 +58,21 @@ struct Load {
     rate: Option<Rate>,
 }
 
-pub(super) async fn agenda(screen: Screen, Query(From { after }): Query<From>) -> Result<impl IntoResponse, Failure> {
+pub(super) async fn agenda(screen: Screen, Asked(From { after }): Asked<From>) -> Result<impl IntoResponse, Failure> {
     let ops = &screen.parts.ops;
-    let snapshot = screen.snapshot().await?;
     let now = ops.store.now().await?;
     let mut jobs = ops.jobs.jobs.values().filter(|job| job.name.as_str() > after.as_str());
     let (mut rows, mut loads) = (Vec::new(), BTreeMap::<UpstreamName, Vec<u64>>::new());
-    for job in jobs.by_ref().take(JOBS) {
-        let counts = ops.agenda.forecast(&job.name, now, MINUTE, MINUTES).await?;
-        if let Some(upstream) = job.upstreams.first() {
+    let shown: Vec<&Arc<KnownJob>> = jobs.by_ref().take(JOBS).collect();
+    let counts = shown.iter().map(|job| in_time(PATIENCE, ops.agenda.forecast(&job.name, now, MINUTE, MINUTES)));
+    let (counts, warmups) = tokio::join!(join_all(counts), next_warmups(ops, &shown));
+    for ((job, counts), warmup) in shown.into_iter().zip(counts).zip(warmups) {
+        if let (Some(upstream), Ok(counts)) = (job.upstreams.first(), &counts) {
             let load = loads.entry(upstream.name.clone()).or_insert_with(|| vec![0; counts.len()]);
-            load.iter_mut().zip(&counts).for_each(|(load, count)| *load += count);
+            load.iter_mut().zip(counts).for_each(|(load, count)| *load += count);
         }
-        let status = snapshot.jobs.iter().find(|status| status.job == job.name.as_str());
-        let warmup = status.and_then(|status| status.next_warmup_ms).filter(|next| *next >= now);
-        let warmup = warmup.map(|next| next.saturating_since(now).as_secs() / 60).filter(|at| *at < u64::from(MINUTES));
+        let warmup = warmup.filter(|next| *next >= now).map(|next| next.saturating_since(now).as_secs() / 60);
+        let warmup = warmup.filter(|at| *at < u64::from(MINUTES));
         rows.push(Row { job: job.name.to_string(), counts, warmup });
     }
     let next = jobs.next().and(rows.last()).map(|row| row.job.clone());
@@ -75,6 +83,19 @@ pub(super) async fn agenda(screen: Screen, Query(From { after }): Query<From>) -
     let loads: Vec<Load> = loads.collect();
     let page = Page { tab: Tab::Agenda, title: "Agenda".to_owned(), as_of: Some(now), is_live: true };
     Ok(screen.page(&page, &view(&rows, &loads, now, next.as_deref())))
+}
+
+/// Returns the next warmup of each job, as far as it is known.
+async fn next_warmups(ops: &Ops, jobs: &[&Arc<KnownJob>]) -> Vec<Option<RedisTime>> {
+    let mut ask = redis::pipe();
+    for job in jobs {
+        ask.cmd("ZSCORE").arg(ops.keys.schedules()).arg(job.name.as_str());
+    }
+    let asked = in_time(PATIENCE, ask.query_async::<Vec<Option<f64>>>(&mut ops.redis.clone())).await;
+    #[expect(clippy::cast_possible_truncation, reason = "a time in ms")]
+    let time = |score: f64| RedisTime::from_millis(score as i64);
+    let times = asked.unwrap_or_default().into_iter().map(|score| score.map(time));
+    times.chain(iter::repeat(None)).take(jobs.len()).collect()
 }
 
 /// Returns the requests that a rate allows in a minute.
@@ -97,6 +118,9 @@ fn view(rows: &[Row], loads: &[Load], now: RedisTime, next: Option<&str>) -> Mar
                 "At most one request for each entry, of the jobs on this page. The line is what the upstream's rate "
                 "allows; what is above it waits, and is drawn in red."
             }
+            @if rows.iter().any(|row| row.counts.is_err()) {
+                p.bad { "The jobs that cannot be read are missing here." }
+            }
             @for load in loads { (chart(load)) }
             @if loads.is_empty() { p { "No job asks an upstream." } }
         }
@@ -104,8 +128,7 @@ fn view(rows: &[Row], loads: &[Load], now: RedisTime, next: Option<&str>) -> Mar
 }
 
 fn heat_map(rows: &[Row], now: RedisTime) -> Markup {
-    let most = rows.iter().flat_map(|row| &row.counts).copied().max().unwrap_or(0);
-    let width = CELL * MINUTES as usize;
+    let most = rows.iter().filter_map(|row| row.counts.as_ref().ok()).flatten().copied().max().unwrap_or(0);
     html! {
         div.scroll tabindex="0" role="region" aria-label="Heat map" {
             table.heat {
@@ -120,20 +143,11 @@ fn heat_map(rows: &[Row], now: RedisTime) -> Markup {
                     @for row in rows {
                         tr {
                             th scope="row" { (job_link(&row.job)) }
-                            td.num { (grouped(row.counts.iter().sum())) }
+                            td.num { (number(row.counts.as_ref().ok().map(|counts| counts.iter().sum()))) }
                             td {
-                                svg role="img" aria-label=(told(row)) width=(width) height=(CELL + 6)
-                                    viewBox=(format!("0 0 {width} {}", CELL + 6)) {
-                                    @for (minute, count) in row.counts.iter().enumerate() {
-                                        rect class=(format!("h{}", shade(*count, most))) x=(minute * CELL) y="6"
-                                            width=(CELL - 1) height=(CELL) {
-                                            title { "in " (minute) " min: " (grouped(*count)) }
-                                        }
-                                    }
-                                    @if let Some(at) = row.warmup {
-                                        @let x = usize::try_from(at).unwrap_or(0) * CELL;
-                                        path.warmup d=(format!("M{} 0h8l-4 5z", x + 1)) { title { "next warmup" } }
-                                    }
+                                @match &row.counts {
+                                    Ok(counts) => (cells(row, counts, most)),
+                                    Err(why) => { (text(why)) }
                                 }
                             }
                         }
@@ -144,14 +158,34 @@ fn heat_map(rows: &[Row], now: RedisTime) -> Markup {
     }
 }
 
+/// Returns the minutes of a job.
+fn cells(row: &Row, counts: &[u64], most: u64) -> Markup {
+    let (width, height) = (CELL * MINUTES as usize, CELL + 6);
+    html! {
+        svg role="img" aria-label=(told(&row.job, counts)) width=(width) height=(height)
+            viewBox=(format!("0 0 {width} {height}")) {
+            @for (minute, count) in counts.iter().enumerate() {
+                rect class=(format!("h{}", shade(*count, most))) x=(minute * CELL) y="6"
+                    width=(CELL - 1) height=(CELL) {
+                    title { "in " (minute) " min: " (grouped(*count)) }
+                }
+            }
+            @if let Some(at) = row.warmup {
+                @let x = usize::try_from(at).unwrap_or(0) * CELL;
+                path.warmup d=(format!("M{} 0h8l-4 5z", x + 1)) { title { "next warmup" } }
+            }
+        }
+    }
+}
+
 /// Returns a row in words.
-fn told(row: &Row) -> String {
-    let busiest = row.counts.iter().enumerate().max_by_key(|(minute, count)| (**count, usize::MAX - minute));
+fn told(job: &str, counts: &[u64]) -> String {
+    let busiest = counts.iter().enumerate().max_by_key(|(minute, count)| (**count, usize::MAX - minute));
     match busiest {
         Some((minute, count)) if *count > 0 => {
-            format!("{}: most in minute {minute}, {} entries", row.job, grouped(*count))
+            format!("{job}: most in minute {minute}, {} entries", grouped(*count))
         }
-        _ => format!("{}: nothing is due", row.job),
+        _ => format!("{job}: nothing is due"),
     }
 }
 

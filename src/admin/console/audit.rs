@@ -1,13 +1,15 @@
 //! The audit log: who changed what.
 
-use axum::extract::Query;
+use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use maud::{Markup, html};
 use serde::Deserialize;
 
+use super::fields::Asked;
 use super::page::{Failure, Page, Screen, Tab, next_page, query, text};
 use crate::ops::audit_log::{KEPT, Record};
 use crate::ops::words::grouped;
+use crate::redis::requirements::explain;
 
 /// The records on one page.
 const SHOWN: usize = 100;
@@ -20,13 +22,33 @@ pub(super) struct From {
     before: String,
 }
 
-pub(super) async fn audit(screen: Screen, Query(From { before }): Query<From>) -> Result<impl IntoResponse, Failure> {
+pub(super) async fn audit(screen: Screen, Asked(From { before }): Asked<From>) -> Result<impl IntoResponse, Failure> {
     let ops = &screen.parts.ops;
-    let is_id = !before.is_empty() && before.chars().all(|c| c.is_ascii_digit() || c == '-');
-    let records = ops.audit(is_id.then_some(before.as_str()), SHOWN).await?;
+    let page = |as_of| Page { tab: Tab::Audit, title: "Audit".to_owned(), as_of, is_live: true };
+    if !screen.visitor.rights.reasons {
+        let hidden = "The audit log names keys and quotes notes and reasons, so it is not shown to everybody: set \
+                      SAMOVAR_TOKEN, and log in.";
+        return Ok(screen.page(&page(None), &html! { p { (hidden) } }));
+    }
+    if !(before.is_empty() || is_id(&before)) {
+        let detail = "`before` must be the id of a record.";
+        return Err(Failure::new(StatusCode::BAD_REQUEST, "The address cannot be read", detail));
+    }
     let now = ops.store.now().await?;
-    let page = Page { tab: Tab::Audit, title: "Audit".to_owned(), as_of: Some(now), is_live: true };
-    Ok(screen.page(&page, &view(&records)))
+    let content = match ops.audit(Some(before.as_str()).filter(|id| !id.is_empty()), SHOWN).await {
+        Ok(records) => view(&records),
+        Err(e) => html! {
+            p.bad { "The audit log cannot be read. Redis: " (text(&explain(&e))) }
+            p { "While it cannot be written, changes are refused here." }
+        },
+    };
+    Ok(screen.page(&page(Some(now)), &content))
+}
+
+/// Returns `true` for an id of a stream.
+fn is_id(text: &str) -> bool {
+    let is_number = |text: &str| text.parse::<u64>().is_ok();
+    text.split_once('-').map_or_else(|| is_number(text), |(ms, seq)| is_number(ms) && is_number(seq))
 }
 
 fn view(records: &[Record]) -> Markup {
@@ -34,7 +56,7 @@ fn view(records: &[Record]) -> Markup {
     html! {
         p.note {
             "Changes that were asked for in the console, and over HTTP but for invalidations and warming, which "
-            "programs ask for all the time. The last " (grouped(KEPT as u64)) " are kept."
+            "programs ask for all the time. Each is noted before it is carried out. The last " (grouped(KEPT as u64)) " are kept."
         }
         @if records.is_empty() { p { "Nothing was changed yet." } } @else {
             div.scroll tabindex="0" role="region" aria-label="Changes" {

@@ -2,18 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use axum::extract::Query;
 use axum::response::IntoResponse;
 use maud::{Markup, html};
+use redis::RedisResult;
 use serde::Deserialize;
 
+use super::fields::Asked;
 use super::page::{
     Failure, Page, Screen, Tab, distance, entry_link, job_link, next_page, past, query, retry_link, text, unknown,
 };
 use crate::admin::Rights;
+use crate::entry::JobName;
 use crate::ops::words::grouped;
 use crate::ops::{Dead, Letters, Ops};
 use crate::redis::RedisTime;
+use crate::redis::requirements::explain;
 
 /// The letters on one page.
 const SHOWN: usize = 200;
@@ -27,20 +30,59 @@ pub(super) struct Filter {
     /// Only of this job; empty for all.
     job: String,
     /// The offset.
-    from: usize,
+    from: u32,
 }
 
-pub(super) async fn dead(screen: Screen, Query(filter): Query<Filter>) -> Result<impl IntoResponse, Failure> {
+pub(super) async fn dead(screen: Screen, Asked(filter): Asked<Filter>) -> Result<impl IntoResponse, Failure> {
     let ops = &screen.parts.ops;
     if !filter.job.is_empty() && !ops.jobs.jobs.contains_key(filter.job.as_str()) {
         return Err(unknown(&filter.job));
     }
-    let only: Vec<String> = [filter.job.clone()].into_iter().filter(|job| !job.is_empty()).collect();
-    let _turn = screen.console.admin.turn().await;
-    let letters = ops.dead(&only, filter.from, SHOWN).await?;
     let now = ops.store.now().await?;
+    let Counted { only, unread } = count(ops, &filter.job).await?;
+    let _turn = screen.console.admin.turn().await;
+    let from = usize::try_from(filter.from).unwrap_or(usize::MAX);
+    let letters = match only.is_empty() {
+        true => Letters { total: 0, dead: Vec::new(), next: None },
+        false => ops.dead(&only, from, SHOWN).await?,
+    };
     let page = Page { tab: Tab::Dead, title: "Dead letters".to_owned(), as_of: Some(now), is_live: true };
-    Ok(screen.page(&page, &view(&letters, &filter, now, screen.visitor.rights, ops)))
+    let content = html! {
+        @for (job, why) in &unread { p.bad { "The dead letters of " (job_link(job)) " cannot be read: " (text(why)) } }
+        (view(&letters, &filter, now, screen.visitor.rights, ops))
+    };
+    Ok(screen.page(&page, &content))
+}
+
+/// The jobs by their dead letters.
+struct Counted {
+    /// Those that have some.
+    only: Vec<String>,
+    /// Those that cannot be read, each with the reason.
+    unread: Vec<(String, String)>,
+}
+
+/// Counts the dead letters of a job, or of all jobs if the name is empty.
+async fn count(ops: &Ops, only: &str) -> Result<Counted, Failure> {
+    let jobs = ops.jobs.jobs.keys().filter(|job| only.is_empty() || job.as_str() == only);
+    let jobs: Vec<&JobName> = jobs.collect();
+    let mut ask = redis::pipe();
+    for job in &jobs {
+        ask.zcard(ops.keys.dead(job));
+    }
+    if jobs.is_empty() {
+        return Ok(Counted { only: Vec::new(), unread: Vec::new() });
+    }
+    let counts: Vec<RedisResult<u64>> = ask.ignore_errors().query_async(&mut ops.redis.clone()).await?;
+    let (mut only, mut unread) = (Vec::new(), Vec::new());
+    for (job, count) in jobs.into_iter().zip(counts) {
+        match count {
+            Ok(0) => {}
+            Ok(_) => only.push(job.to_string()),
+            Err(e) => unread.push((job.to_string(), format!("Redis: {}", explain(&e)))),
+        }
+    }
+    Ok(Counted { only, unread })
 }
 
 fn view(letters: &Letters, filter: &Filter, now: RedisTime, rights: Rights, ops: &Ops) -> Markup {
@@ -49,7 +91,7 @@ fn view(letters: &Letters, filter: &Filter, now: RedisTime, rights: Rights, ops:
         let cause = if rights.reasons { letter.cause() } else { "(the reason is not shown to everybody)".to_owned() };
         groups.entry((&letter.job, cause)).or_default().push(letter);
     }
-    let mut jobs: Vec<&str> = ops.jobs.jobs.keys().map(crate::entry::JobName::as_str).collect();
+    let mut jobs: Vec<&str> = ops.jobs.jobs.keys().map(JobName::as_str).collect();
     jobs.sort_unstable();
     html! {
         form.filter method="get" action="/console/dead" {

@@ -1,11 +1,11 @@
 //! One entry: its value, and why it is what it is.
 
-use axum::extract::Query;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use maud::{Markup, html};
 use serde::Deserialize;
 
+use super::fields::Asked;
 use super::page::{Failure, Page, Screen, Tab, action_link as act, job_link, text};
 use crate::admin::Rights;
 use crate::entry::escape;
@@ -17,6 +17,10 @@ use crate::ops::words::grouped;
 const MOST: u64 = 8 << 20;
 /// The longest part of a value that is shown, in characters.
 const SHOWN: usize = 20_000;
+
+/// The facts that everybody may see.
+const OPEN: [&str; 9] =
+    ["job", "left", "paused", "expires", "fetched", "written by", "invalidated", "last attempt", "failures"];
 
 /// The entry.
 #[derive(Debug, Default, Deserialize)]
@@ -37,7 +41,7 @@ enum Shown {
     Text(String, Option<u64>),
 }
 
-pub(super) async fn entry(screen: Screen, Query(Which { key }): Query<Which>) -> Result<impl IntoResponse, Failure> {
+pub(super) async fn entry(screen: Screen, Asked(Which { key }): Asked<Which>) -> Result<impl IntoResponse, Failure> {
     let ops = &screen.parts.ops;
     if ops.keys.is_own(&key) || ops.jobs.owner(&key).is_none() {
         let detail = format!("No job of this worker has the key `{key}`. The list of jobs shows their key patterns.");
@@ -96,10 +100,10 @@ fn view(entry: &Entry, facts: &[Fact], rights: Rights, bytes: u64) -> Markup {
     }
 }
 
-/// Returns whether a visitor may see a fact: a reason quotes an upstream's answer.
+/// Returns `true` if a visitor may see a fact. Without the right to see reasons, only facts are shown that quote
+/// neither an answer nor a person.
 fn is_shown(fact: &Fact, rights: Rights) -> bool {
-    let quotes = matches!(fact.what, "reason" | "old" | "agenda" | "waits for" | "input" | "file");
-    rights.reasons || !quotes
+    rights.reasons || OPEN.contains(&fact.what)
 }
 
 /// Returns what happened to an entry and what is to come, in order.

@@ -10,7 +10,6 @@ use axum::http::{HeaderName, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use futures_util::stream;
 
 use super::access::Visitor;
@@ -27,25 +26,34 @@ const TABS: usize = 100;
 const PAGE_BYTES: usize = 1 << 20;
 
 /// Answers with a page that was made for the present state, if tabs are open, or else makes it. Of several requests at
-/// once, one makes it.
+/// once, one makes it. Errors, other kinds of answers and very long pages are not kept.
 pub(super) async fn once_for_all(State(console): State<Arc<Console>>, request: Request, next: Next) -> Response {
     let visitor = request.extensions().get::<Visitor>().copied();
     let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
-    let Some(made) = visitor.and_then(|visitor| console.live.place(format!("{visitor:?} {path}"))) else {
+    let key = visitor.map(|visitor| format!("{visitor:?} {path}")).unwrap_or_default();
+    let Some(made) = visitor.and_then(|_| console.live.place(&key)) else {
         return next.run(request).await;
     };
     let page = made.get_or_init(async || {
-        let response = next.run(request).await;
-        let status = response.status();
-        let body = to_bytes(response.into_body(), PAGE_BYTES).await;
-        body.map_or((StatusCode::INTERNAL_SERVER_ERROR, Bytes::new()), |body| (status, body))
+        let (parts, body) = next.run(request).await.into_parts();
+        // The page is in memory, so this neither waits nor fails.
+        let body = to_bytes(body, usize::MAX).await.unwrap_or_default();
+        (parts.status, parts.headers, body)
     });
-    let (status, body) = page.await.clone();
-    (status, [(header::CONTENT_TYPE, "text/html; charset=utf-8")], Body::from(body)).into_response()
+    let (status, headers, body) = page.await.clone();
+    let is_html = headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"));
+    if status != StatusCode::OK || !is_html || body.len() > PAGE_BYTES {
+        console.live.forget(&key, &made);
+    }
+    (status, headers, Body::from(body)).into_response()
 }
 
 /// Tells a tab the number of the state, and of each later one.
 pub(super) async fn events(State(console): State<Arc<Console>>) -> Response {
+    if console.admin.stop.is_cancelled() {
+        let detail = "This worker is about to end. The page asks again by itself.";
+        return Failure::new(StatusCode::SERVICE_UNAVAILABLE, "The worker ends", detail).into_response();
+    }
     if console.live.tabs() >= TABS {
         let reload = "Reload the page instead.";
         return Failure::new(StatusCode::SERVICE_UNAVAILABLE, "Too many tabs", reload).into_response();

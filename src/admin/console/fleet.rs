@@ -1,6 +1,7 @@
 //! The fleet: its workers, what they know, and the servers of Redis.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::time::Duration;
 
 use axum::response::IntoResponse;
@@ -8,6 +9,7 @@ use maud::{Markup, html};
 use redis::RedisResult;
 
 use super::page::{Failure, Page, Screen, Tab, number, text};
+use crate::admin::in_time;
 use crate::entry::JobName;
 use crate::ops::{FleetStatus, still_waits, words};
 use crate::redis::{Connection, RedisTime, ServerInfo, Servers};
@@ -22,7 +24,8 @@ struct Fleet {
     worker: String,
     /// The live workers; `None` if their record cannot be read.
     living: Option<Vec<String>>,
-    status: FleetStatus,
+    /// What all jobs share, or the reason why it cannot be read.
+    status: Result<FleetStatus, String>,
     /// The workers with earlier files, by job.
     held_back: BTreeMap<JobName, Vec<String>>,
     servers: Servers,
@@ -32,13 +35,14 @@ struct Fleet {
 
 pub(super) async fn fleet(screen: Screen) -> Result<impl IntoResponse, Failure> {
     let (ops, parts) = (&screen.parts.ops, &screen.parts);
-    let living = parts.queue.living(parts.dead_after).await;
+    let living = tokio::time::timeout(PATIENCE, parts.queue.living(parts.dead_after)).await;
+    let living = living.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()));
     let known = living.as_ref().ok().cloned();
     let fleet = Fleet {
         now: ops.store.now().await?,
         worker: parts.worker.to_string(),
-        status: ops.fleet(living).await?,
-        held_back: ops.held_back(known.as_deref().unwrap_or_default()).await.unwrap_or_default(),
+        status: in_time(PATIENCE, ops.fleet(living)).await,
+        held_back: in_time(PATIENCE, ops.held_back(known.as_deref().unwrap_or_default())).await.unwrap_or_default(),
         living: known,
         servers: ops.redis.all_servers(PATIENCE).await,
         masters: masters(&screen).await,
@@ -83,9 +87,14 @@ fn view(fleet: &Fleet) -> Markup {
                     }
                 }
             }
-            @for refused in &fleet.status.refused_reloads { p.bad { (text(&words::refusal(refused, fleet.now))) } }
             @for (job, workers) in &fleet.held_back { p { (text(&still_waits(job.as_str(), workers))) "." } }
-            @for fault in fleet.status.faults.iter().chain(&fleet.status.refused_writes) { p.bad { (text(fault)) } }
+            @match &fleet.status {
+                Ok(status) => {
+                    @for refused in &status.refused_reloads { p.bad { (text(&words::refusal(refused, fleet.now))) } }
+                    @for fault in status.faults.iter().chain(&status.refused_writes) { p.bad { (text(fault)) } }
+                }
+                Err(why) => { p.bad { "Refused reloads cannot be read: " (text(why)) } }
+            }
         }
         section aria-labelledby="redis" {
             h2 #redis { "Redis" }

@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
-use axum::extract::{Path, Query};
+use axum::extract::Path;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
 use serde::Deserialize;
 
+use super::fields::Asked;
 use super::jobs::state;
 use super::page::{
     Failure, Page, Screen, Tab, action_link as act, distance, entry_link, figure, next_page, number, past, query, text,
     unknown,
 };
-use crate::admin::Rights;
+use crate::admin::{Of, Rights};
 use crate::agenda::{Due, State};
 use crate::entry::EntryKey;
 use crate::entry::duration;
@@ -30,7 +31,7 @@ const ENTRIES: usize = 50;
 #[serde(default)]
 pub(super) struct From {
     /// The offset.
-    from: usize,
+    from: u32,
 }
 
 /// Some entries of a job's agenda.
@@ -42,12 +43,16 @@ struct Entries {
 pub(super) async fn job(
     screen: Screen,
     Path(name): Path<String>,
-    Query(From { from }): Query<From>,
+    Asked(From { from }): Asked<From>,
 ) -> Result<impl IntoResponse, Failure> {
     let known = screen.parts.ops.jobs.jobs.get(name.as_str());
     let known = known.ok_or_else(|| unknown(&name))?;
-    let snapshot = screen.snapshot().await?;
+    let snapshot = screen.snapshot_of(Of::Job(&name)).await?;
+    if let Some(why) = snapshot.unread_jobs.get(&name) {
+        return Err(Failure::waits(format!("The state of this job cannot be read: {why}.")));
+    }
     let status = snapshot.jobs.iter().find(|status| status.job == name).ok_or_else(|| unknown(&name))?;
+    let from = usize::try_from(from).unwrap_or(usize::MAX);
     let entries = Entries { found: screen.parts.ops.agenda.page(&known.name, from, ENTRIES).await?, from };
     let page = Page { tab: Tab::Jobs, title: format!("Job {name}"), as_of: Some(snapshot.at), is_live: true };
     Ok(screen.page(&page, &view(known, status, snapshot.at, screen.visitor.rights, &entries)))
@@ -230,7 +235,7 @@ pub(super) struct Wanted {
 }
 
 /// Sends to the screen of the entry or the job of this name.
-pub(super) async fn find(screen: Screen, Query(Wanted { key }): Query<Wanted>) -> Response {
+pub(super) async fn find(screen: Screen, Asked(Wanted { key }): Asked<Wanted>) -> Response {
     let key = key.trim();
     if screen.parts.ops.jobs.jobs.contains_key(key) {
         return Redirect::to(&format!("/console/jobs/{key}")).into_response();

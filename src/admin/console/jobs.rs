@@ -1,16 +1,18 @@
 //! The list of jobs.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use axum::extract::Query;
 use axum::response::IntoResponse;
 use maud::{Markup, html};
 use serde::Deserialize;
 
+use super::fields::Asked;
 use super::live::Snapshot;
 use super::page::{Failure, Page, Screen, Tab, distance, job_link, next_page, number, query, text};
 use crate::entry::duration;
 use crate::ops::status::JobStatus;
+
 /// The jobs on one page.
 const SHOWN: usize = 100;
 
@@ -33,17 +35,21 @@ impl Filter {
     }
 }
 
-pub(super) async fn jobs(screen: Screen, Query(filter): Query<Filter>) -> Result<impl IntoResponse, Failure> {
+pub(super) async fn jobs(screen: Screen, Asked(filter): Asked<Filter>) -> Result<impl IntoResponse, Failure> {
     let snapshot = screen.snapshot().await?;
     let page = Page { tab: Tab::Jobs, title: "Jobs".to_owned(), as_of: Some(snapshot.at), is_live: true };
     Ok(screen.page(&page, &view(&snapshot, &filter)))
 }
 
 fn view(snapshot: &Snapshot, filter: &Filter) -> Markup {
-    let taken: Vec<&JobStatus> = snapshot.jobs.iter().filter(|job| filter.takes(job)).collect();
-    let mut rest = taken.iter().filter(|job| job.job.as_str() > filter.after.as_str()).peekable();
-    let shown: Vec<&JobStatus> = rest.by_ref().take(SHOWN).copied().collect();
-    let next = shown.last().filter(|_| rest.peek().is_some()).map(|last| last.job.clone());
+    let jobs = snapshot.jobs.iter().filter(|job| filter.takes(job)).map(|job| (job.job.as_str(), Ok(job)));
+    // A job that cannot be read needs a look.
+    let unread = snapshot.unread_jobs.iter().filter(|(name, _)| name.contains(&filter.name));
+    let taken: BTreeMap<&str, Result<&JobStatus, &str>> =
+        jobs.chain(unread.map(|(name, why)| (name.as_str(), Err(why.as_str())))).collect();
+    let mut rest = taken.iter().filter(|(name, _)| **name > filter.after.as_str()).peekable();
+    let shown: Vec<_> = rest.by_ref().take(SHOWN).collect();
+    let next = shown.last().filter(|_| rest.peek().is_some()).map(|(name, _)| (**name).to_owned());
     html! {
         form.filter method="get" action="/console/jobs" {
             label for="name" { "Name contains" }
@@ -57,14 +63,21 @@ fn view(snapshot: &Snapshot, filter: &Filter) -> Markup {
         }
         div.scroll tabindex="0" role="region" aria-labelledby="caption" {
             table {
-                caption #caption { (taken.len()) " of " (snapshot.jobs.len()) " jobs" }
+                caption #caption { (taken.len()) " of " (snapshot.jobs.len() + snapshot.unread_jobs.len()) " jobs" }
                 thead { tr {
                     th scope="col" { "Job" } th scope="col" { "State" } th.num scope="col" { "Warm" }
                     th.num scope="col" { "Wanted" } th.num scope="col" { "Due" } th.num scope="col" { "In flight" }
                     th.num scope="col" { "Dead" } th.num scope="col" { "TTL" } th scope="col" { "Next warmup" }
                     th scope="col" { "Last outcome" }
                 } }
-                tbody { @for job in shown { (row(job, snapshot)) } }
+                tbody {
+                    @for (name, job) in shown {
+                        @match job {
+                            Ok(job) => (row(job, snapshot)),
+                            Err(why) => (unknown(name, why)),
+                        }
+                    }
+                }
             }
         }
         @if let Some(next) = next {
@@ -93,6 +106,20 @@ fn row(job: &JobStatus, snapshot: &Snapshot) -> Markup {
     }
 }
 
+/// Returns the row of a job that cannot be read.
+fn unknown(name: &str, why: &str) -> Markup {
+    html! {
+        tr {
+            th scope="row" { (job_link(name)) }
+            td { span.badge.bad { "unknown" } }
+            @for _ in 0..5 { td.num { (number(None)) } }
+            td.num { "–" }
+            td { "–" }
+            td { (text(why)) }
+        }
+    }
+}
+
 /// Returns the state of a job in a word or two.
 pub(super) fn state(job: &JobStatus) -> Markup {
     let (class, word) = if job.paused_ms.is_some() {
@@ -112,18 +139,13 @@ pub(super) fn state(job: &JobStatus) -> Markup {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::Readiness;
     use crate::redis::RedisTime;
 
     #[test]
     fn jobs_come_in_pages_that_keep_the_filter() {
         let job = |n: usize| JobStatus { job: format!("art{n:03}"), dead: (n % 2) as u64, ..JobStatus::default() };
-        let snapshot = Snapshot {
-            at: RedisTime::from_millis(1_000),
-            jobs: (0..300).map(job).collect(),
-            upstreams: Vec::new(),
-            health: Readiness::default(),
-        };
+        let snapshot =
+            Snapshot { at: RedisTime::from_millis(1_000), jobs: (0..300).map(job).collect(), ..Snapshot::default() };
         let page = |after: &str| {
             let filter = Filter { name: "art".to_owned(), state: "look".to_owned(), after: after.to_owned() };
             view(&snapshot, &filter).into_string()
@@ -134,6 +156,11 @@ mod tests {
             first.contains("150 of 300 jobs") && first.contains("name=art&amp;state=look&amp;after=art199"),
             "{first}"
         );
+        let mut snapshot = snapshot.clone();
+        snapshot.unread_jobs.insert("art000".to_owned(), "no answer".to_owned());
+        let filter = Filter { state: "look".to_owned(), ..Filter::default() };
+        let unread = view(&snapshot, &filter).into_string();
+        assert!(unread.contains("unknown</span>") && unread.contains("no answer"), "{unread}");
         let last = page("art199");
         assert_eq!((last.matches("<th scope=\"row\">").count(), last.contains("Next page")), (50, false));
     }

@@ -1,19 +1,20 @@
 //! The page to log in: it exchanges a token for a session.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use axum::extract::{Query, State};
+use axum::Extension;
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
 use serde::Deserialize;
 use tracing::{info, warn};
 
-use super::access::Visitor;
 use super::failure::{Failure, bare};
-use super::fields::Fields;
+use super::fields::{Asked, Fields};
 use super::state::Console;
-use crate::admin::{COOKIE, SESSION};
+use crate::admin::{Peer, SESSION};
 
 /// The page that was asked for.
 #[derive(Debug, Default, Deserialize)]
@@ -39,7 +40,7 @@ fn own_path(to: &str) -> &str {
     if is_own && !to.starts_with("/console/login") { to } else { "/" }
 }
 
-pub(super) async fn form(State(console): State<Arc<Console>>, Query(Target { to }): Query<Target>) -> Response {
+pub(super) async fn form(State(console): State<Arc<Console>>, Asked(Target { to }): Asked<Target>) -> Response {
     if !console.admin.access.has_roles() {
         return Redirect::to(own_path(&to)).into_response();
     }
@@ -63,24 +64,32 @@ fn view(to: &str, is_refused: bool) -> Markup {
 
 pub(super) async fn log_in(
     State(console): State<Arc<Console>>,
+    peer: Option<Extension<Peer>>,
     headers: HeaderMap,
     Fields(Login { token, to }): Fields<Login>,
 ) -> Response {
     let access = &console.admin.access;
+    let address = peer.map(|Extension(Peer(address))| address);
+    if address.is_some_and(|address| !console.logins.may_try(address, Instant::now())) {
+        let detail = "Too many logins from this address were refused. Try again in a minute.";
+        return Failure::new(StatusCode::TOO_MANY_REQUESTS, "Wait a minute", detail).into_response();
+    }
     let role = access.role_of(token.trim().as_bytes());
     let Some((role, session)) = role.and_then(|role| Some((role, access.open_session(role)?))) else {
-        warn!("a login to the console was refused: the token is none of this worker's");
+        let address = address.inspect(|address| console.logins.was_refused(*address, Instant::now()));
+        let address = address.map(|address| address.to_string());
+        warn!(address, "a login to the console was refused: the token is none of this worker's");
         let page = bare("Log in", console.title.as_deref(), &view(own_path(&to), true));
         return (StatusCode::UNAUTHORIZED, page).into_response();
     };
     info!(role = role.as_str(), "login to the console");
     let (age, secure) = (SESSION.as_secs(), if is_over_tls(&headers) { "; Secure" } else { "" });
-    let cookie = format!("{COOKIE}={session}; Path=/; Max-Age={age}; HttpOnly; SameSite=Strict{secure}");
+    let cookie = format!("{}={session}; Path=/; Max-Age={age}; HttpOnly; SameSite=Strict{secure}", access.cookie());
     with_cookie(Redirect::to(own_path(&to)), &cookie)
 }
 
-pub(super) async fn log_out(_: Visitor) -> Response {
-    let cookie = format!("{COOKIE}=; Path=/; Max-Age=0; HttpOnly; SameSite=Strict");
+pub(super) async fn log_out(State(console): State<Arc<Console>>) -> Response {
+    let cookie = format!("{}=; Path=/; Max-Age=0; HttpOnly; SameSite=Strict", console.admin.access.cookie());
     with_cookie(Redirect::to("/console/login"), &cookie)
 }
 

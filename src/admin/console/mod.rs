@@ -20,12 +20,15 @@ mod job;
 mod jobs;
 mod live;
 mod login;
+mod logins;
 mod overview;
 mod page;
 mod routes;
+mod seal;
 mod state;
 mod upstreams;
 
 pub use access::Needs;
+pub(crate) use failure::refusal;
 pub use routes::{ROUTES, Route, router};
 pub use state::Console;

@@ -5,7 +5,12 @@ use maud::{Markup, html};
 
 use super::live::Snapshot;
 use super::page::{Failure, Page, Screen, Tab, figure, job_link, number, text};
+use crate::admin::readiness;
+use crate::ops::status::JobStatus;
 use crate::ops::words::grouped;
+
+/// The parts that cannot be read and are named.
+const UNREAD: usize = 10;
 
 /// The overall state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,37 +39,43 @@ struct Sums {
     old: Option<u64>,
     outdated: Option<u64>,
     paused: usize,
+    /// The parts of the state that cannot be read.
+    unread: usize,
     waiting: usize,
-    due: u64,
-    in_flight: u64,
-    dead: u64,
-    tokens_spent: u64,
-    tokens_saved: u64,
-    calls_saved: u64,
-    not_modified: u64,
+    due: Option<u64>,
+    in_flight: Option<u64>,
+    dead: Option<u64>,
+    tokens_spent: Option<u64>,
+    tokens_saved: Option<u64>,
+    calls_saved: Option<u64>,
+    not_modified: Option<u64>,
 }
 
 impl Sums {
     fn of(snapshot: &Snapshot) -> Self {
         let jobs = || snapshot.jobs.iter();
         let missing = |warm: Option<u64>, wanted: Option<u64>| Some(wanted?.saturating_sub(warm?));
+        let all = || snapshot.unread_jobs.is_empty().then_some(());
+        let sum = |of: fn(&JobStatus) -> u64| all().map(|()| jobs().map(of).sum());
+        let known = |sum: Option<u64>| all().and(sum);
         Self {
-            warm: jobs().map(|job| job.warm).sum(),
-            wanted: jobs().map(|job| job.wanted).sum(),
-            missing: jobs().map(|job| missing(job.warm, job.wanted)).sum(),
-            old: jobs().map(|job| job.old).sum(),
-            outdated: jobs()
-                .map(|job| job.warm.map(|_| job.outdated.as_ref().map_or(0, |outdated| outdated.values)))
-                .sum(),
+            warm: known(jobs().map(|job| job.warm).sum()),
+            wanted: known(jobs().map(|job| job.wanted).sum()),
+            missing: known(jobs().map(|job| missing(job.warm, job.wanted)).sum()),
+            old: known(jobs().map(|job| job.old).sum()),
+            outdated: known(
+                jobs().map(|job| job.warm.map(|_| job.outdated.as_ref().map_or(0, |outdated| outdated.values))).sum(),
+            ),
             paused: jobs().filter(|job| job.paused_ms.is_some()).count(),
+            unread: snapshot.unread_jobs.len() + snapshot.unread_upstreams.len() + snapshot.unread.len(),
             waiting: snapshot.health.invalidations_waiting,
-            due: jobs().map(|job| job.due).sum(),
-            in_flight: jobs().map(|job| job.in_flight).sum(),
-            dead: jobs().map(|job| job.dead).sum(),
-            tokens_spent: jobs().map(|job| job.usage.tokens_spent).sum(),
-            tokens_saved: jobs().map(|job| job.usage.tokens_saved).sum(),
-            calls_saved: jobs().map(|job| job.usage.calls_saved).sum(),
-            not_modified: jobs().map(|job| job.usage.not_modified).sum(),
+            due: sum(|job| job.due),
+            in_flight: sum(|job| job.in_flight),
+            dead: sum(|job| job.dead),
+            tokens_spent: sum(|job| job.usage.tokens_spent),
+            tokens_saved: sum(|job| job.usage.tokens_saved),
+            calls_saved: sum(|job| job.usage.calls_saved),
+            not_modified: sum(|job| job.usage.not_modified),
         }
     }
 
@@ -72,6 +83,7 @@ impl Sums {
     fn sentence(&self, snapshot: &Snapshot) -> (Mood, String) {
         let workers = snapshot.jobs.iter().find_map(|job| job.workers);
         let faults = snapshot.health.reasons.len();
+        let [due, dead] = [self.due, self.dead].map(Option::unwrap_or_default);
         let entries = |count: u64, one: &str, many: &str| match count {
             1 => format!("1 entry {one}"),
             _ => format!("{} entries {many}", grouped(count)),
@@ -79,6 +91,9 @@ impl Sums {
         match (snapshot.health.status, self.missing, self.old) {
             ("unhealthy", ..) => (Mood::Bad, "This worker cannot do its work.".to_owned()),
             _ if workers == Some(0) => (Mood::Bad, "No worker is running: nothing is fetched.".to_owned()),
+            _ if self.unread > 0 => {
+                (Mood::Fair, "A part of the state cannot be read; what is told here is of the rest.".to_owned())
+            }
             ("degraded", ..) if faults == 1 => (Mood::Fair, "It works, with one fault.".to_owned()),
             ("degraded", ..) => (Mood::Fair, format!("It works, with {faults} faults.")),
             (_, None, _) => (Mood::Good, "It works; the entries are not counted yet.".to_owned()),
@@ -98,11 +113,9 @@ impl Sums {
             _ if self.waiting > 0 => {
                 (Mood::Good, format!("It works; messages that wait to be handled: {}.", self.waiting))
             }
-            _ if self.dead > 0 => {
-                (Mood::Fair, format!("It works; {}.", entries(self.dead, "is given up", "are given up")))
-            }
-            (_, Some(_), _) if self.due > 0 => {
-                (Mood::Good, format!("It works; {} right now.", entries(self.due, "is due", "are due")))
+            _ if dead > 0 => (Mood::Fair, format!("It works; {}.", entries(dead, "is given up", "are given up"))),
+            (_, Some(_), _) if due > 0 => {
+                (Mood::Good, format!("It works; {} right now.", entries(due, "is due", "are due")))
             }
             (_, Some(_), _) => {
                 (Mood::Good, "Nothing waits, and nothing was known to be missing or old at the last count.".to_owned())
@@ -112,7 +125,10 @@ impl Sums {
 }
 
 pub(super) async fn overview(screen: Screen) -> Result<impl IntoResponse, Failure> {
-    let snapshot = screen.snapshot().await?;
+    let snapshot = match screen.snapshot().await {
+        Ok(snapshot) => snapshot,
+        Err(failure) => return Err(failure.with(readiness(&screen.console.admin).await.reasons)),
+    };
     let page = Page { tab: Tab::Overview, title: "Overview".to_owned(), as_of: Some(snapshot.at), is_live: true };
     Ok(screen.page(&page, &view(&snapshot)))
 }
@@ -128,6 +144,7 @@ fn view(snapshot: &Snapshot) -> Markup {
         @if !snapshot.health.reasons.is_empty() {
             ul.faults { @for reason in &snapshot.health.reasons { li { (text(reason)) } } }
         }
+        (unread(snapshot))
         section aria-labelledby="entries" {
             h2 #entries { "Entries" }
             p.note {
@@ -142,18 +159,18 @@ fn view(snapshot: &Snapshot) -> Markup {
                 (figure("Missing, at least", &number(sums.missing), None))
                 (figure("Beyond their TTL", &number(sums.old), None))
                 (figure("Of an earlier file", &number(sums.outdated), None))
-                (figure("Due", &number(Some(sums.due)), None))
-                (figure("In flight", &number(Some(sums.in_flight)), None))
-                (figure("Dead letters", &number(Some(sums.dead)), None))
+                (figure("Due", &number(sums.due), None))
+                (figure("In flight", &number(sums.in_flight), None))
+                (figure("Dead letters", &number(sums.dead), None))
             }
         }
         section aria-labelledby="cost" {
             h2 #cost { "Cost" }
             dl.figures {
-                (figure("AI tokens spent", &number(Some(sums.tokens_spent)), None))
-                (figure("AI tokens saved", &number(Some(sums.tokens_saved)), None))
-                (figure("AI calls saved", &number(Some(sums.calls_saved)), None))
-                (figure("Answers 304", &number(Some(sums.not_modified)), None))
+                (figure("AI tokens spent", &number(sums.tokens_spent), None))
+                (figure("AI tokens saved", &number(sums.tokens_saved), None))
+                (figure("AI calls saved", &number(sums.calls_saved), None))
+                (figure("Answers 304", &number(sums.not_modified), None))
             }
             p.note { "Of all jobs, each since its counters began." }
         }
@@ -169,6 +186,22 @@ fn view(snapshot: &Snapshot) -> Markup {
     }
 }
 
+/// Returns what cannot be read.
+fn unread(snapshot: &Snapshot) -> Markup {
+    let parts = snapshot.unread_jobs.iter().map(|(job, why)| (job_link(job), why));
+    let parts = parts.chain(snapshot.unread_upstreams.iter().map(|(name, why)| (html! { (text(name)) }, why)));
+    let (all, parts) = (parts.clone().count(), parts.take(UNREAD));
+    html! {
+        @if all > 0 || !snapshot.unread.is_empty() {
+            ul.faults {
+                @for (part, why) in parts { li { (part) " cannot be read: " (text(why)) } }
+                @if all > UNREAD { li { "and " (all - UNREAD) " more" } }
+                @for why in &snapshot.unread { li { (text(why)) } }
+            }
+        }
+    }
+}
+
 /// Returns the upstreams to which no requests are sent.
 fn closed(snapshot: &Snapshot) -> Markup {
     let closed = snapshot.upstreams.iter().filter_map(|upstream| Some((upstream, upstream.closed_text(snapshot.at)?)));
@@ -176,7 +209,7 @@ fn closed(snapshot: &Snapshot) -> Markup {
     html! {
         section aria-labelledby="upstreams" {
             h2 #upstreams { "Upstreams" }
-            @if closed.is_empty() { p { "All upstreams are open." } } @else {
+            @if closed.is_empty() && snapshot.unread_upstreams.is_empty() { p { "All upstreams are open." } } @else {
                 ul.faults { @for (upstream, why) in closed { li { (text(&upstream.upstream)) ": " (why) } } }
             }
         }
@@ -185,7 +218,7 @@ fn closed(snapshot: &Snapshot) -> Markup {
 
 /// Returns the jobs that need a look.
 fn attention(snapshot: &Snapshot) -> Markup {
-    let needs = |job: &&crate::ops::status::JobStatus| {
+    let needs = |job: &&JobStatus| {
         job.dead > 0 || job.paused_ms.is_some() || !job.faults.is_empty() || job.gone_guard.is_some()
     };
     let jobs: Vec<_> = snapshot.jobs.iter().filter(needs).collect();
@@ -213,12 +246,11 @@ fn attention(snapshot: &Snapshot) -> Markup {
 mod tests {
     use super::*;
     use crate::admin::Readiness;
-    use crate::ops::status::JobStatus;
     use crate::redis::RedisTime;
 
     fn snapshot(jobs: Vec<JobStatus>) -> Snapshot {
         let health = Readiness { status: "healthy", ..Readiness::default() };
-        Snapshot { at: RedisTime::from_millis(1_000), jobs, upstreams: Vec::new(), health }
+        Snapshot { at: RedisTime::from_millis(1_000), jobs, health, ..Snapshot::default() }
     }
 
     fn job(warm: Option<u64>, wanted: Option<u64>) -> JobStatus {
@@ -246,10 +278,24 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_read_is_unknown_and_not_zero() {
+        let mut part = snapshot(vec![job(Some(3), Some(3))]);
+        part.unread_jobs.insert("story".to_owned(), "no answer".to_owned());
+        let sums = Sums::of(&part);
+        assert_eq!((sums.warm, sums.missing, sums.outdated, sums.due, sums.dead), (None, None, None, None, None));
+        assert_eq!(
+            sentence(&part),
+            (Mood::Fair, "A part of the state cannot be read; what is told here is of the rest.".to_owned())
+        );
+        let page = view(&part).into_string();
+        assert!(page.contains("story</a> cannot be read: no answer"), "{page}");
+    }
+
+    #[test]
     fn what_is_not_counted_is_unknown_and_not_zero() {
         let one = snapshot(vec![job(Some(3), Some(3)), job(None, None)]);
         let sums = Sums::of(&one);
-        assert_eq!((sums.warm, sums.missing, sums.old), (None, None, None));
+        assert_eq!((sums.warm, sums.missing, sums.old, sums.outdated), (None, None, None, None));
         assert_eq!(sentence(&one), (Mood::Good, "It works; the entries are not counted yet.".to_owned()));
         assert!(view(&one).into_string().contains("title=\"unknown\""));
     }

@@ -12,7 +12,7 @@ use super::failure::document;
 pub(super) use super::failure::{Failure, text};
 use super::live::Snapshot;
 use super::state::Console;
-use crate::admin::{Parts, Role};
+use crate::admin::{Of, Parts, Role};
 use crate::ops::words::{ago, grouped, relative};
 use crate::redis::RedisTime;
 
@@ -70,10 +70,15 @@ pub(super) struct Page {
 
 impl Screen {
     /// Returns the state of the fleet: the one that the tabs share, or else a new one.
-    pub(super) async fn snapshot(&self) -> Result<Snapshot, Failure> {
+    pub(super) async fn snapshot(&self) -> Result<Arc<Snapshot>, Failure> {
+        self.snapshot_of(Of::All).await
+    }
+
+    /// Returns the state of the fleet that the tabs share, or else a new one of this part.
+    pub(super) async fn snapshot_of(&self, of: Of<'_>) -> Result<Arc<Snapshot>, Failure> {
         let snapshot = match self.console.live.shared() {
             Some(snapshot) => snapshot,
-            None => Arc::new(Snapshot::read(&self.console.admin, &self.parts).await?),
+            None => Arc::new(Snapshot::read(&self.console.admin, &self.parts, of).await?),
         };
         Ok(snapshot.for_visitor(self.visitor.rights))
     }

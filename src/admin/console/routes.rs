@@ -8,7 +8,7 @@ use axum::{Router, middleware};
 
 use super::access::{self, Needs};
 use super::state::Console;
-use super::{actions, agenda, assets, audit, dead, entry, events, fleet, job, jobs, login, overview, upstreams};
+use super::{actions, agenda, assets, audit, dead, entry, events, fleet, job, jobs, login, overview, seal, upstreams};
 use crate::admin::Admin;
 
 /// A route.
@@ -72,5 +72,5 @@ pub fn router(console: &Arc<Console>) -> Router<Arc<Admin>> {
         }
         router = router.route(route.path, handler.layer(middleware::from_fn_with_state(check, access::check)));
     }
-    router.layer(middleware::map_response(access::seal)).with_state(Arc::clone(console))
+    router.layer(middleware::map_response(seal::seal)).with_state(Arc::clone(console))
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use super::live::Live;
+use super::logins::Logins;
 use crate::admin::Admin;
 
 /// The console of a worker.
@@ -14,12 +15,13 @@ pub struct Console {
     /// The name of the environment.
     pub(super) title: Option<String>,
     pub(super) live: Live,
+    pub(super) logins: Logins,
 }
 
 impl Console {
     /// Creates the console of the worker with this HTTP server; `title` is the name of the environment.
     pub fn new(admin: Arc<Admin>, title: Option<String>) -> Arc<Self> {
-        Arc::new(Self { admin, title, live: Live::default() })
+        Arc::new(Self { admin, title, live: Live::default(), logins: Logins::default() })
     }
 
     /// Reads the state of the fleet while somebody looks, until `over`.

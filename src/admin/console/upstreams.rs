@@ -1,17 +1,20 @@
 //! Upstreams: breakers, limits and budgets.
 
+use std::sync::Arc;
+
 use axum::response::IntoResponse;
 use maud::{Markup, html};
 
 use super::live::Snapshot;
 use super::page::{Failure, Page, Screen, Tab, distance, job_link, text};
-use crate::admin::Parts;
+use crate::admin::{Of, Parts};
 use crate::entry::UpstreamName;
+use crate::job::KnownJob;
 use crate::ops::status::UpstreamStatus;
 use crate::ops::words::grouped;
 
 pub(super) async fn upstreams(screen: Screen) -> Result<impl IntoResponse, Failure> {
-    let snapshot = screen.snapshot().await?;
+    let snapshot = screen.snapshot_of(Of::Upstreams).await?;
     let page = Page { tab: Tab::Upstreams, title: "Upstreams".to_owned(), as_of: Some(snapshot.at), is_live: true };
     Ok(screen.page(&page, &view(&snapshot, &screen.parts)))
 }
@@ -20,13 +23,21 @@ fn view(snapshot: &Snapshot, parts: &Parts) -> Markup {
     html! {
         div.scroll tabindex="0" role="region" aria-labelledby="caption" {
             table {
-                caption #caption { (snapshot.upstreams.len()) " upstreams; the requests in flight are this worker's" }
+                caption #caption { (snapshot.upstreams.len() + snapshot.unread_upstreams.len()) " upstreams; the requests in flight are this worker's" }
                 thead { tr {
                     th scope="col" { "Upstream" } th scope="col" { "State" } th.num scope="col" { "In flight" }
                     th.num scope="col" { "At once" } th scope="col" { "Rate" } th scope="col" { "Token budget" }
                     th scope="col" { "Window ends" } th scope="col" { "Jobs" }
                 } }
-                tbody { @for upstream in &snapshot.upstreams { (row(upstream, snapshot, parts)) } }
+                tbody {
+                    @for upstream in &snapshot.upstreams { (row(upstream, snapshot, parts)) }
+                    @for (name, why) in &snapshot.unread_upstreams {
+                        tr {
+                            th.key scope="row" { (text(name)) }
+                            td colspan="7" { span.badge.bad { "unknown" } " " (text(why)) }
+                        }
+                    }
+                }
             }
         }
     }
@@ -35,7 +46,8 @@ fn view(snapshot: &Snapshot, parts: &Parts) -> Markup {
 fn row(status: &UpstreamStatus, snapshot: &Snapshot, parts: &Parts) -> Markup {
     let gate = parts.gates.get(&UpstreamName::new(status.upstream.as_str()));
     let file = gate.map(|gate| gate.upstream());
-    let jobs = snapshot.jobs.iter().filter(|job| job.upstreams.iter().any(|own| own.upstream == status.upstream));
+    let asks = |job: &&Arc<KnownJob>| job.upstreams.iter().any(|own| own.name.as_str() == status.upstream);
+    let jobs = parts.ops.jobs.jobs.values().filter(asks);
     html! {
         tr {
             th.key scope="row" { (text(&status.upstream)) }
@@ -51,7 +63,7 @@ fn row(status: &UpstreamStatus, snapshot: &Snapshot, parts: &Parts) -> Markup {
             td { @match file.and_then(|file| file.rate) { Some(rate) => { (rate) } None => { "no limit" } } }
             td { (budget(status)) }
             td { @if let Some(ends) = status.tokens_window_ends_ms { (distance(ends, snapshot.at)) } @else { "–" } }
-            td { @for (n, job) in jobs.enumerate() { @if n > 0 { ", " } (job_link(&job.job)) } }
+            td { @for (n, job) in jobs.enumerate() { @if n > 0 { ", " } (job_link(job.name.as_str())) } }
         }
     }
 }
