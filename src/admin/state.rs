@@ -89,12 +89,14 @@ impl State {
             !matches!(of, Of::Job(_)) || is_asked()
         };
         let upstreams: Vec<&KnownUpstream> = ops.jobs.upstreams.values().filter(asks).collect();
+        // Of what is read of a job, a part may be on another master, which then does not use up the job's time.
+        let redis = ops.redis.clone().with_timeout(ops.redis.timeout().min(patience / 2));
         let jobs = jobs.into_iter().map(|job| {
-            let read = in_time(patience, status::of_job(&ops.redis, &ops.keys, job, census));
+            let read = in_time(patience, status::of_job(&redis, &ops.keys, job, census));
             read.map(|read| (job.name.to_string(), read)).boxed()
         });
         let upstreams = upstreams.into_iter().map(|upstream| {
-            let read = in_time(patience, status::upstream(&ops.redis, &ops.keys, upstream));
+            let read = in_time(patience, status::upstream(&redis, &ops.keys, upstream));
             read.map(|read| (upstream.name.to_string(), read)).boxed()
         });
         let (jobs, upstreams) = tokio::join!(side_by_side(jobs.collect()), side_by_side(upstreams.collect()));
@@ -116,16 +118,23 @@ impl State {
     /// Adds values of earlier files, and the state that all jobs share.
     async fn add_shared(&mut self, parts: &Parts, census: Option<&Census>, patience: Duration) {
         let ops = &parts.ops;
-        let living = tokio::time::timeout(patience, parts.queue.living(parts.dead_after)).await;
+        let living = tokio::time::timeout(patience, parts.queue.living(parts.dead_after));
+        let (living, failing) = tokio::join!(living, in_time(patience, ops.failing()));
         let living = living.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()));
-        if let Some(census) = census {
+        let fleet = in_time(patience, ops.fleet(living.clone()));
+        let outdated = async {
+            let Some(census) = census else { return Ok(()) };
             let added = in_time(patience, ops.add_outdated(&mut self.jobs, census, &living)).await;
-            self.note("what values of earlier files wait for", added);
             add_counted(&mut self.jobs, census);
-        }
-        let told = in_time(patience, ops.add_failing(&mut self.jobs)).await;
-        self.note("of which jobs most is given up", told.map(|_| ()));
-        let fleet = in_time(patience, ops.fleet(living)).await;
+            added
+        };
+        let (fleet, outdated) = tokio::join!(fleet, outdated);
+        self.note("what values of earlier files wait for", outdated);
+        let told = failing.map(|mut failing| {
+            let jobs = self.jobs.iter_mut();
+            jobs.for_each(|status| status.faults.extend(failing.remove(status.job.as_str())));
+        });
+        self.note("of which jobs most is given up", told);
         let added = fleet.map(|fleet| status::add_fleet(&mut self.jobs, &fleet));
         self.note("which workers live", added);
         let remaker = parts.health.troubles.of("the remaker");

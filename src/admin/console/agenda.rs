@@ -136,7 +136,7 @@ fn heat_map(rows: &[Row], now: RedisTime) -> Markup {
                 thead { tr {
                     th scope="col" { "Job" } th.num scope="col" { "Next hour" }
                     th scope="col" {
-                        span.axis { @for at in ["now", "15 min", "30 min", "45 min", "60"] { span { (at) } } }
+                        (axis())
                     }
                 } }
                 tbody {
@@ -194,6 +194,11 @@ fn shade(count: u64, most: u64) -> u64 {
     if count == 0 { 0 } else { count.min(most).saturating_mul(SHADES).div_ceil(most.max(1)) }
 }
 
+/// Returns the minutes below or above what is drawn by the minute.
+fn axis() -> Markup {
+    html! { span.axis { @for at in ["now", "15 min", "30 min", "45 min", "60"] { span { (at) } } } }
+}
+
 /// Returns a chart in words.
 fn told_of(most: u64) -> String {
     format!("Requests by minute; the tallest bar or the line is {}", grouped(most))
@@ -239,6 +244,7 @@ fn chart(load: &Load) -> Markup {
                         line.limit x1="0" x2=(width) y1=(y) y2=(y) {}
                     }
                 }
+                (axis())
             }
         }
     }

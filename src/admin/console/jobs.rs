@@ -53,7 +53,7 @@ fn view(snapshot: &Snapshot, filter: &Filter) -> Markup {
     html! {
         form.filter method="get" action="/console/jobs" {
             label for="name" { "Name contains" }
-            input #name type="search" name="name" value=(filter.name);
+            input #name type="search" name="name" value=(text(&filter.name));
             label for="state" { "Show" }
             select #state name="state" {
                 option value="" { "all jobs" }
