@@ -37,6 +37,7 @@ const SERIOUS: [&str; 2] = ["serious", "critical"];
 
 /// Tells that something is not tried. Where all must be tried, as in CI, that is a failure, unless the script that
 /// installs it noted that it cannot be had on this machine.
+#[expect(clippy::disallowed_methods, reason = "settings of a test are none of Samovar's")]
 fn not_tried(what: &str, why: &str) {
     let must = std::env::var("SAMOVAR_TEST_ALL").is_ok_and(|all| all == "on");
     let cannot_be_had = Path::new(ROOT).join("target/cannot-be-had").join(what).exists();
@@ -44,9 +45,9 @@ fn not_tried(what: &str, why: &str) {
     eprintln!("NOT TRIED: {why}; `make test` installs it where it can");
 }
 
-fn is_installed(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|folder| folder.join(program).exists())
+async fn is_there(program: &str) -> bool {
+    let asked = Command::new(program).arg("--version").output().await;
+    asked.is_ok_and(|asked| asked.status.success())
 }
 
 /// A browser with a profile of its own. It ends with the test.
@@ -59,12 +60,13 @@ pub(super) struct Browser {
 impl Browser {
     /// Starts Chromium; `None` where it is not installed.
     pub(super) async fn start() -> Option<Self> {
-        let mut command = Command::new("chromedriver");
-        command.arg("--port=0").stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
-        let (Ok(mut process), true) = (command.spawn(), is_installed("chromium")) else {
+        if !is_there("chromium").await || !is_there("chromedriver").await {
             not_tried("chromium", "there is no chromium with a chromedriver on the PATH");
             return None;
-        };
+        }
+        let mut command = Command::new("chromedriver");
+        command.arg("--port=0").stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+        let mut process = command.spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let port = loop {
             let line = lines.next_line().await.unwrap().expect("the driver tells its port");
