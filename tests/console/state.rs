@@ -96,8 +96,7 @@ async fn a_master_that_is_away_hides_only_what_it_has() {
     assert!(hidden.status == 503 && hidden.text.contains("state of this job cannot be read"), "{hidden:?}");
     for path in ["/console/agenda", "/console/dead"] {
         let shown = page(path).await.unwrap();
-        let why = format!("127.0.0.1:{}", cluster.nodes[lost].port());
-        assert!(shown.contains(&gone) && shown.contains(&why), "{path}: {shown}");
+        assert!(shown.contains(&gone) && shown.contains("cannot be read"), "{path}: {shown}");
     }
     for path in ["/console/upstreams", "/console/fleet"] {
         page(path).await.unwrap();
