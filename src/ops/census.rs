@@ -31,6 +31,9 @@ pub struct Counted {
     /// Values kept beyond their TTL because their source fails.
     #[serde(default)]
     pub old: u64,
+    /// Values that were invalidated and not fetched since. Absent if an earlier build counted.
+    #[serde(default)]
+    pub invalidated: Option<u64>,
     /// Values that are made from an earlier job file. Earlier builds do not count them, and ignore both fields.
     #[serde(default)]
     pub outdated: u64,
@@ -41,6 +44,13 @@ pub struct Counted {
     /// counted, or if a key of the wrong type is in the way.
     #[serde(default)]
     pub wanted: Option<u64>,
+}
+
+impl Counted {
+    /// Returns the count of a job without values.
+    fn none() -> Self {
+        Self { invalidated: Some(0), ..Self::default() }
+    }
 }
 
 /// The TTL of a stored count, in seconds.
@@ -58,7 +68,7 @@ impl Ops {
             noted => noted?,
         };
         let mut jobs: BTreeMap<String, Counted> =
-            self.jobs.jobs.keys().map(|job| (job.to_string(), Counted::default())).collect();
+            self.jobs.jobs.keys().map(|job| (job.to_string(), Counted::none())).collect();
         let mut scan = Scan::new("*").of_type("string");
         while let Some(found) = scan.next(&mut self.redis.clone()).await? {
             let owned: Vec<(&str, EntryKey)> = found
@@ -73,6 +83,9 @@ impl Ops {
                 let Some(meta) = snapshot.into_ours() else { continue };
                 counted.oldest_ms = counted.oldest_ms.into_iter().chain([meta.validated_at]).min();
                 counted.old += u64::from(!meta.stale_for.is_zero() && meta.own_expiry - meta.stale_for <= at_ms);
+                if let Some(invalidated) = counted.invalidated.as_mut().filter(|_| meta.invalidated.is_some()) {
+                    *invalidated += 1;
+                }
                 if noted.get(*job).is_some_and(|noted| meta.is_outdated(noted.newest(), noted.base())) {
                     counted.outdated += 1;
                     counted.first_outdated.get_or_insert_with(|| key.to_string());

@@ -74,6 +74,8 @@ pub struct JobStatus {
     pub oldest_ms: Option<RedisTime>,
     /// Values kept beyond their TTL because their source fails (`stale_if_error`), as of that count.
     pub old: Option<u64>,
+    /// Values that were invalidated and not fetched since, as of that count.
+    pub invalidated: Option<u64>,
     /// Its values that are made from an earlier job file, as of that count; absent if there are none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outdated: Option<Outdated>,
@@ -346,6 +348,7 @@ pub async fn of_job(
         warm_counted_ms: census.map(|census| census.at_ms),
         oldest_ms: counted.and_then(|counted| counted.oldest_ms),
         old: counted.map(|counted| counted.old),
+        invalidated: counted.and_then(|counted| counted.invalidated),
         outdated: None,
         due,
         in_flight,

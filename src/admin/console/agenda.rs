@@ -69,7 +69,8 @@ pub(super) async fn agenda(screen: Screen, Asked(From { after }): Asked<From>) -
     for ((job, counts), warmup) in shown.into_iter().zip(counts).zip(warmups) {
         if let (Some(upstream), Ok(counts)) = (job.upstreams.first(), &counts) {
             let load = loads.entry(upstream.name.clone()).or_insert_with(|| vec![0; counts.len()]);
-            load.iter_mut().zip(counts).for_each(|(load, count)| *load += count);
+            let requests = |count: u64| job.fetches(usize::try_from(count).unwrap_or(usize::MAX)) as u64;
+            load.iter_mut().zip(counts).for_each(|(load, count)| *load += requests(*count));
         }
         let warmup = warmup.filter(|next| *next >= now).map(|next| next.saturating_since(now).as_secs() / 60);
         let warmup = warmup.filter(|at| *at < u64::from(MINUTES));
@@ -115,8 +116,8 @@ fn view(rows: &[Row], loads: &[Load], now: RedisTime, next: Option<&str>) -> Mar
         section aria-labelledby="loads" {
             h2 #loads { "Requests to each upstream" }
             p.note {
-                "At most one request for each entry, of the jobs on this page. The line is what the upstream's rate "
-                "allows; what is above it waits, and is drawn in red."
+                "One request for each entry, or for as many as the job's `bulk` says, of the jobs on this page. "
+                "The line is what the upstream's rate allows; what is above it waits, and is drawn in red."
             }
             @if rows.iter().any(|row| row.counts.is_err()) {
                 p.bad { "The jobs that cannot be read are missing here." }

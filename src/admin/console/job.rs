@@ -124,13 +124,14 @@ fn figures(status: &JobStatus) -> Markup {
     html! {
         p.note {
             @match status.warm_counted_ms {
-                Some(at) => { "Warm, wanted and beyond their TTL: as of the count of " (at.utc()) "." }
+                Some(at) => { "Warm, wanted, invalidated and beyond their TTL: as of the count of " (at.utc()) "." }
                 None => { "The entries are not counted yet." }
             }
         }
         dl.figures {
             (figure("Warm", &number(status.warm), None))
             (figure("Wanted", &number(status.wanted), None))
+            (figure("Invalidated, not fetched yet", &number(status.invalidated), None))
             (figure("Beyond their TTL", &number(status.old), None))
             (figure("Due", &number(Some(status.due)), None))
             (figure("In flight", &number(Some(status.in_flight)), None))
@@ -143,6 +144,16 @@ fn figures(status: &JobStatus) -> Markup {
             (figure("AI tokens saved", &number(Some(status.usage.tokens_saved)), None))
         }
         (coverage(status))
+    }
+}
+
+/// Returns a share in percent; a small one is not drawn as none, nor a large one as all.
+fn share(count: u64, total: u64) -> String {
+    let percent = (u128::from(count) * 200 / u128::from(total.max(1))).div_ceil(2);
+    match percent {
+        0 | 1 if count > 0 && u128::from(count) * 100 < u128::from(total) => "< 1".to_owned(),
+        100 if count < total => "> 99".to_owned(),
+        percent => percent.to_string(),
     }
 }
 
@@ -179,7 +190,7 @@ fn outcomes(status: &JobStatus, now: RedisTime) -> Markup {
                     tbody {
                         @for (outcome, count) in &status.outcomes {
                             tr { th scope="row" { (outcome) } td.num { (grouped(*count)) }
-                                td.num { (u128::from(*count) * 100 / u128::from(total)) } }
+                                td.num { (share(*count, total)) } }
                         }
                     }
                 }

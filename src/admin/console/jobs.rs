@@ -30,7 +30,12 @@ pub(super) struct Filter {
 
 impl Filter {
     fn takes(&self, job: &JobStatus) -> bool {
-        let needs_look = job.dead > 0 || job.paused_ms.is_some() || !job.faults.is_empty() || job.gone_guard.is_some();
+        let needs_look = job.dead > 0
+            || job.paused_ms.is_some()
+            || !job.faults.is_empty()
+            || job.gone_guard.is_some()
+            || is_incomplete(job)
+            || waits(job);
         job.job.contains(&self.name) && (self.state != "look" || needs_look)
     }
 }
@@ -120,6 +125,16 @@ fn unknown(name: &str, why: &str) -> Markup {
     }
 }
 
+/// Returns `true` if entries that are to be warm had no value at the last count.
+fn is_incomplete(job: &JobStatus) -> bool {
+    job.warm.zip(job.wanted).is_some_and(|(warm, wanted)| warm < wanted)
+}
+
+/// Returns `true` if values had been invalidated and not fetched since at the last count.
+fn waits(job: &JobStatus) -> bool {
+    job.invalidated.is_some_and(|invalidated| invalidated > 0)
+}
+
 /// Returns the state of a job in a word or two.
 pub(super) fn state(job: &JobStatus) -> Markup {
     let (class, word) = if job.paused_ms.is_some() {
@@ -130,6 +145,10 @@ pub(super) fn state(job: &JobStatus) -> Markup {
         ("fair", "holds removals")
     } else if job.dead > 0 {
         ("fair", "given up in part")
+    } else if is_incomplete(job) {
+        ("fair", "incomplete")
+    } else if waits(job) {
+        ("fair", "invalidated in part")
     } else {
         ("good", "well")
     };

@@ -37,6 +37,7 @@ struct Sums {
     wanted: Option<u64>,
     missing: Option<u64>,
     old: Option<u64>,
+    invalidated: Option<u64>,
     outdated: Option<u64>,
     paused: usize,
     /// The parts of the state that cannot be read.
@@ -63,6 +64,7 @@ impl Sums {
             wanted: known(jobs().map(|job| job.wanted).sum()),
             missing: known(jobs().map(|job| missing(job.warm, job.wanted)).sum()),
             old: known(jobs().map(|job| job.old).sum()),
+            invalidated: known(jobs().map(|job| job.invalidated).sum()),
             outdated: known(
                 jobs().map(|job| job.warm.map(|_| job.outdated.as_ref().map_or(0, |outdated| outdated.values))).sum(),
             ),
@@ -103,6 +105,12 @@ impl Sums {
             ),
             (_, _, Some(old)) if old > 0 => {
                 (Mood::Fair, format!("It works; {}.", entries(old, "outlives its TTL", "outlive their TTL")))
+            }
+            _ if self.invalidated.is_some_and(|invalidated| invalidated > 0) => {
+                let invalidated = self.invalidated.unwrap_or_default();
+                let waited =
+                    entries(invalidated, "was invalidated and not fetched yet", "were invalidated and not fetched yet");
+                (Mood::Fair, format!("It works; at the last count {waited}."))
             }
             _ if self.outdated.is_some_and(|outdated| outdated > 0) => {
                 let outdated = self.outdated.unwrap_or_default();
@@ -149,7 +157,7 @@ fn view(snapshot: &Snapshot) -> Markup {
             h2 #entries { "Entries" }
             p.note {
                 @match counted {
-                    Some(at) => { "Warm, wanted, missing and old: as of the count of " (at.utc()) "." }
+                    Some(at) => { "Warm, wanted, missing, invalidated and old: as of the count of " (at.utc()) "." }
                     None => { "The entries are not counted yet." }
                 }
             }
@@ -157,6 +165,7 @@ fn view(snapshot: &Snapshot) -> Markup {
                 (figure("Warm", &number(sums.warm), None))
                 (figure("Wanted", &number(sums.wanted), None))
                 (figure("Missing, at least", &number(sums.missing), None))
+                (figure("Invalidated, not fetched yet", &number(sums.invalidated), None))
                 (figure("Beyond their TTL", &number(sums.old), None))
                 (figure("Of an earlier file", &number(sums.outdated), None))
                 (figure("Due", &number(sums.due), None))
@@ -254,7 +263,8 @@ mod tests {
     }
 
     fn job(warm: Option<u64>, wanted: Option<u64>) -> JobStatus {
-        JobStatus { job: "art".to_owned(), warm, wanted, old: warm.map(|_| 0), ..JobStatus::default() }
+        let none = warm.map(|_| 0);
+        JobStatus { job: "art".to_owned(), warm, wanted, old: none, invalidated: none, ..JobStatus::default() }
     }
 
     fn sentence(snapshot: &Snapshot) -> (Mood, String) {
@@ -270,6 +280,9 @@ mod tests {
         );
         let missing = snapshot(vec![job(Some(3), Some(3)), job(Some(1), Some(2))]);
         assert_eq!(sentence(&missing), (Mood::Fair, "It works; at the last count 1 entry was missing.".to_owned()));
+        let waiting = snapshot(vec![JobStatus { invalidated: Some(2), ..job(Some(3), Some(3)) }]);
+        let told = "It works; at the last count 2 entries were invalidated and not fetched yet.";
+        assert_eq!(sentence(&waiting), (Mood::Fair, told.to_owned()));
         let mut faulty = missing.clone();
         faulty.health = Readiness { status: "degraded", reasons: vec!["x".to_owned(); 2], ..Readiness::default() };
         assert_eq!(sentence(&faulty), (Mood::Fair, "It works, with 2 faults.".to_owned()));

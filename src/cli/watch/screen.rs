@@ -239,6 +239,7 @@ mod tests {
             warm_counted_ms: None,
             oldest_ms: None,
             old: None,
+            invalidated: None,
             outdated: None,
             due: 4_321,
             in_flight: 17,
