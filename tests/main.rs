@@ -32,6 +32,7 @@ mod fleet;
 mod freshness;
 mod frozen;
 mod gone_guard;
+mod history;
 mod hit_rates;
 mod invalidation;
 mod lag;

@@ -21,8 +21,8 @@ const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 /// The life of the sums after the last report, and of the minute figures after the last of them.
 pub const KEPT: Duration = Duration::from_secs(72 * 3_600);
-/// The minute figures that are kept: more than a day of them.
-const FIGURES: u32 = 1_800;
+/// The minute figures that are kept: 72 hours of them, and some more.
+const FIGURES: u32 = 4_400;
 /// The digits of the largest sum. A longer one is refused; a double holds each of these exactly.
 const DIGITS: usize = 15;
 /// The time between two minute figures.
@@ -219,6 +219,30 @@ pub async fn reported(redis: &Connection, keys: &Keys, job: &JobName) -> RedisRe
         all: all.since(all.base, all.since),
         as_of_ms: now,
     }))
+}
+
+/// Reads the hits and misses since a time, each with the time of the minute's end. Those made nobody knows when are left
+/// out.
+///
+/// # Errors
+/// Fails if Redis returns an error.
+pub(super) async fn by_minute(
+    redis: &Connection,
+    keys: &Keys,
+    job: &JobName,
+    from: RedisTime,
+) -> RedisResult<Vec<(RedisTime, [u64; 2])>> {
+    let minutes = keys.minutes(job);
+    let mut ask = redis::pipe();
+    ask.cmd("XREVRANGE").arg(&minutes).arg(from).arg("-").arg("COUNT").arg(1);
+    ask.cmd("XRANGE").arg(&minutes).arg(from + Duration::from_millis(1)).arg("+");
+    let (before, found): (Vec<Raw>, Vec<Raw>) = ask.query_async(&mut redis.clone()).await?;
+    let figures: Vec<Figure> = before.iter().chain(&found).filter_map(Figure::of).collect();
+    let reads = figures.windows(2).filter(|pair| !pair[1].gap).filter_map(|pair| {
+        let read = |n: usize| pair[1].sums[n].checked_sub(pair[0].sums[n]);
+        Some((pair[1].at, [read(0)?, read(1)?]))
+    });
+    Ok(reads.collect())
 }
 
 /// The result of a call of [`roll`].

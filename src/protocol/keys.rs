@@ -114,6 +114,9 @@ impl Keys {
             | "dead-reasons"
             | "stats"
             | "reported"
+            | "history"
+            | "requests"
+            | "attended"
             | "audit"
             | "audits"
             | "gone"
@@ -158,6 +161,7 @@ impl Keys {
             self.remaker(),
             self.retrier(),
             self.audits(),
+            self.attended(),
             self.marker(),
             self.gap_detectors(),
             self.sweep_lock(),
@@ -175,6 +179,7 @@ impl Keys {
         for upstream in upstreams {
             all.extend(self.upstream(upstream));
             all.push(self.fetched(upstream));
+            all.push(self.upstream_history(upstream));
         }
         all
     }
@@ -258,7 +263,7 @@ impl Keys {
     }
 
     /// Returns all keys of a job in its own slot, [`Keys::unknown`] first.
-    pub fn all_of(&self, job: &JobName) -> [String; 16] {
+    pub fn all_of(&self, job: &JobName) -> [String; 17] {
         let [frequencies, next_frequencies] = self.frequencies(job);
         [
             self.unknown(job),
@@ -277,6 +282,7 @@ impl Keys {
             self.reported(job),
             self.minutes(job),
             self.audit(job),
+            self.history(job),
         ]
     }
 
@@ -358,6 +364,21 @@ impl Keys {
     /// The minute figures of a job: a stream of sums, see `ops::reads`.
     pub fn minutes(&self, job: &JobName) -> String {
         format!("{}:minutes:{{{job}}}", self.prefix)
+    }
+
+    /// The figures of a job by minute: a hash, see [`crate::telemetry::history`].
+    pub fn history(&self, job: &JobName) -> String {
+        format!("{}:history:{{{job}}}", self.prefix)
+    }
+
+    /// The figures of an upstream by minute: a hash like [`Keys::history`].
+    pub fn upstream_history(&self, upstream: &UpstreamName) -> String {
+        format!("{}:requests:{{{upstream}}}", self.prefix)
+    }
+
+    /// The number of workers that were there, by minute: a hash like [`Keys::history`].
+    pub fn attended(&self) -> String {
+        format!("{}:attended", self.prefix)
     }
 
     /// The freshness audits that are asked for or due next: a hash, see `ops::audit`.

@@ -253,6 +253,7 @@ pub(super) fn paused(job: &JobName, paused: bool) {
 /// `refused` (account refused).
 pub(crate) fn fetched(upstream: &UpstreamName, job: &JobName, result: &'static str, took: Duration, tokens: u64) {
     histogram!(FETCH, "upstream" => Arc::<str>::from(upstream), "result" => result).record(took);
+    super::history::fetched(upstream, job, result != "answer", took, tokens);
     if tokens > 0 {
         counter!(TOKENS, "job" => job.to_string(), "upstream" => upstream.to_string()).increment(tokens);
     }

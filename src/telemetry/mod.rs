@@ -1,8 +1,9 @@
-//! Logging to standard error, as text or JSON; metrics; the feed of events.
+//! Logging to standard error, as text or JSON; metrics; minute figures; the feed of events.
 //!
 //! Standard output is reserved for the output of commands.
 
 mod feed;
+pub mod history;
 pub mod metrics;
 mod outcomes;
 
@@ -18,6 +19,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 pub use feed::{Ended, Event, Invalidation, WorkerReport};
+pub use history::HistoryWriter;
 pub use outcomes::Telemetry;
 
 use crate::entry::escape::{self, escaped};

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::feed::{Event, Feed};
-use super::metrics;
+use super::{history, metrics};
 use crate::entry::Trigger;
 use crate::entry::duration::millis;
 use crate::entry::{EntryKey, JobName, excerpt};
@@ -77,6 +77,7 @@ impl Telemetry {
         took: Duration,
     ) {
         metrics::entry(&job.name, outcome, trigger);
+        history::entry(&job.name, outcome, trigger, late + took);
         if matches!(outcome, Outcome::Warmed | Outcome::Unchanged) {
             metrics::lag(&job.name, late + took);
         }

@@ -153,6 +153,7 @@ fn start_listeners(
     loops.run("the description of jobs", describer.run(stop.clone()));
     loops.run("the check of rights", key_rights.run(stop.clone()));
     loops.run("the revalidator", revalidator.run(stop.clone()));
+    loops.run("the history", shared.history.clone().run(stop.clone()));
     let (left, stop) = (signals.left.clone(), stop.clone());
     loops.run("the heartbeat", async move {
         tokio::select! {
@@ -254,6 +255,7 @@ impl Generation<'_> {
             if let Err(e) = shared.queue.leave(dead_after(process.settings.claim)).await {
                 warn!("could not leave the fleet, which takes this worker for dead soon: {e}");
             }
+            shared.history.write().await;
         };
         let time = if process.cut.is_cancelled() { LAST_COMMANDS_CUT } else { LAST_COMMANDS };
         if tokio::time::timeout(time, hand_back).await.is_err() {

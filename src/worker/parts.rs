@@ -33,7 +33,7 @@ use crate::queue::{Dispatcher, Queue};
 use crate::redis::{Connection, Health, WrongTypes};
 use crate::source::{Gate, Sources, UpstreamMemory};
 use crate::store::Store;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{HistoryWriter, Telemetry};
 use crate::trigger::invalidation::PipelineLoop;
 use crate::trigger::{Channel, Clock, Complaints, Cron, GapDetector, Inbox, Invalidator, Misses, Pipeline, Watermark};
 use crate::warmer::{Finisher, Warmer};
@@ -74,6 +74,7 @@ pub(super) struct Shared<'a> {
     workers: Arc<AtomicUsize>,
     pub(super) health: Health,
     telemetry: Telemetry,
+    pub(super) history: HistoryWriter,
     reload: Arc<Reload>,
 }
 
@@ -190,6 +191,7 @@ impl<'a> Shared<'a> {
             wakeup: Arc::new(Wakeup::of(&jobs)),
             workers: Arc::new(AtomicUsize::new(1)),
             telemetry: telemetry.of(&worker),
+            history: HistoryWriter::new(redis.clone(), keys.clone()),
             reload: Arc::clone(reload),
             redis: redis.clone(),
             worker,

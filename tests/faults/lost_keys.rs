@@ -17,7 +17,7 @@ use crate::support::{Art, Parts, Reply, TestRedis, Upstream, WorkerProcess, even
 
 /// All keys that begin with Samovar's prefix, by kind, without the locks of services and their numbers, which no test
 /// of one job has.
-const KINDS: [&str; 43] = [
+const KINDS: [&str; 46] = [
     "samovar:lease:*",
     "samovar:meta:*",
     "samovar:tag:*",
@@ -50,6 +50,9 @@ const KINDS: [&str; 43] = [
     "samovar:audit:*",
     "samovar:audits",
     "samovar:minutes:*",
+    "samovar:history:*",
+    "samovar:requests:*",
+    "samovar:attended",
     "samovar:misses",
     "samovar:marker",
     "samovar:ears",

@@ -8,6 +8,7 @@ use maud::{Markup, html};
 use serde::Deserialize;
 
 use super::fields::Asked;
+use super::history;
 use super::jobs::state;
 use super::page::{
     Failure, Page, Screen, Tab, action_link as act, distance, entry_link, figure, next_page, number, past, query, text,
@@ -32,6 +33,8 @@ const ENTRIES: usize = 50;
 pub(super) struct From {
     /// The offset.
     from: u32,
+    /// The time of the history: `6h`, or else 72 hours.
+    span: String,
 }
 
 /// Some entries of a job's agenda.
@@ -43,7 +46,7 @@ struct Entries {
 pub(super) async fn job(
     screen: Screen,
     Path(name): Path<String>,
-    Asked(From { from }): Asked<From>,
+    Asked(From { from, span }): Asked<From>,
 ) -> Result<impl IntoResponse, Failure> {
     let known = screen.parts.ops.jobs.jobs.get(name.as_str());
     let known = known.ok_or_else(|| unknown(&name))?;
@@ -54,11 +57,19 @@ pub(super) async fn job(
     let status = snapshot.jobs.iter().find(|status| status.job == name).ok_or_else(|| unknown(&name))?;
     let from = usize::try_from(from).unwrap_or(usize::MAX);
     let entries = Entries { found: screen.parts.ops.agenda.page(&known.name, from, ENTRIES).await?, from };
+    let history = history::of_job(&screen, &known.name, history::span(&span)).await?;
     let page = Page { tab: Tab::Jobs, title: format!("Job {name}"), as_of: Some(snapshot.at), is_live: true };
-    Ok(screen.page(&page, &view(known, status, snapshot.at, screen.visitor.rights, &entries)))
+    Ok(screen.page(&page, &view(known, status, snapshot.at, screen.visitor.rights, &history, &entries)))
 }
 
-fn view(known: &KnownJob, status: &JobStatus, now: RedisTime, rights: Rights, entries: &Entries) -> Markup {
+fn view(
+    known: &KnownJob,
+    status: &JobStatus,
+    now: RedisTime,
+    rights: Rights,
+    history: &Markup,
+    entries: &Entries,
+) -> Markup {
     html! {
         @if let Some(description) = &status.description { p { (text(description)) } }
         p { (state(status)) " " @for said in sentences(status, now) { (text(&said)) " " } }
@@ -66,6 +77,7 @@ fn view(known: &KnownJob, status: &JobStatus, now: RedisTime, rights: Rights, en
         @if rights.act { (actions(status)) }
         (figures(status))
         section aria-labelledby="outcomes" { h2 #outcomes { "Outcomes" } (outcomes(status, now)) }
+        (history)
         section aria-labelledby="rule" {
             h2 #rule { "As its file says" }
             dl.facts {

@@ -3,6 +3,7 @@
 use axum::response::IntoResponse;
 use maud::{Markup, html};
 
+use super::history;
 use super::live::Snapshot;
 use super::page::{Failure, Page, Screen, Tab, figure, job_link, number, text};
 use crate::admin::readiness;
@@ -137,11 +138,12 @@ pub(super) async fn overview(screen: Screen) -> Result<impl IntoResponse, Failur
         Ok(snapshot) => snapshot,
         Err(failure) => return Err(failure.with(readiness(&screen.console.admin).await.reasons)),
     };
+    let freshness = history::of_fleet(&screen, &snapshot).await?;
     let page = Page { tab: Tab::Overview, title: "Overview".to_owned(), as_of: Some(snapshot.at), is_live: true };
-    Ok(screen.page(&page, &view(&snapshot)))
+    Ok(screen.page(&page, &view(&snapshot, &freshness)))
 }
 
-fn view(snapshot: &Snapshot) -> Markup {
+fn view(snapshot: &Snapshot, freshness: &Markup) -> Markup {
     let sums = Sums::of(snapshot);
     let (mood, sentence) = sums.sentence(snapshot);
     let counted = snapshot.jobs.iter().find_map(|job| job.warm_counted_ms);
@@ -153,6 +155,7 @@ fn view(snapshot: &Snapshot) -> Markup {
             ul.faults { @for reason in &snapshot.health.reasons { li { (text(reason)) } } }
         }
         (unread(snapshot))
+        (freshness)
         section aria-labelledby="entries" {
             h2 #entries { "Entries" }
             p.note {
@@ -310,6 +313,6 @@ mod tests {
         let sums = Sums::of(&one);
         assert_eq!((sums.warm, sums.missing, sums.old, sums.outdated), (None, None, None, None));
         assert_eq!(sentence(&one), (Mood::Good, "It works; the entries are not counted yet.".to_owned()));
-        assert!(view(&one).into_string().contains("title=\"unknown\""));
+        assert!(view(&one, &Markup::default()).into_string().contains("title=\"unknown\""));
     }
 }

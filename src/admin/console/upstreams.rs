@@ -4,19 +4,55 @@ use std::sync::Arc;
 
 use axum::response::IntoResponse;
 use maud::{Markup, html};
+use serde::Deserialize;
 
+use super::history;
 use super::live::Snapshot;
-use super::page::{Failure, Page, Screen, Tab, distance, job_link, text};
+use super::fields::Asked;
+use super::page::{Failure, Page, Screen, Tab, distance, job_link, next_page, query, text};
 use crate::admin::{Of, Parts};
 use crate::entry::UpstreamName;
 use crate::job::KnownJob;
 use crate::ops::status::UpstreamStatus;
 use crate::ops::words::grouped;
 
-pub(super) async fn upstreams(screen: Screen) -> Result<impl IntoResponse, Failure> {
+/// The upstreams whose history is on one page.
+const CHARTS: usize = 10;
+
+/// The history that is shown.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Shown {
+    /// Its time: `6h`, or else 72 hours.
+    span: String,
+    /// The upstream after which it begins.
+    after: String,
+}
+
+pub(super) async fn upstreams(
+    screen: Screen,
+    Asked(Shown { span, after }): Asked<Shown>,
+) -> Result<impl IntoResponse, Failure> {
     let snapshot = screen.snapshot_of(Of::Upstreams).await?;
+    let span = history::span(&span);
+    let mut names = snapshot.upstreams.iter().map(|upstream| &upstream.upstream).filter(|name| **name > after);
+    let mut charts = Vec::new();
+    for name in names.by_ref().take(CHARTS) {
+        charts.push((name, history::of_upstream(&screen, &UpstreamName::new(name.as_str()), span).await?));
+    }
+    let next = names.next().and(charts.last()).map(|(name, _)| *name);
+    let past = html! {
+        section aria-labelledby="history" {
+            h2 #history { "History" }
+            (history::spans("/console/upstreams", span))
+            @for (name, charts) in &charts { h3 { (text(name)) } (charts) }
+            @if let Some(name) = next {
+                (next_page(&format!("/console/upstreams?after={}", query(name)), "Next upstreams"))
+            }
+        }
+    };
     let page = Page { tab: Tab::Upstreams, title: "Upstreams".to_owned(), as_of: Some(snapshot.at), is_live: true };
-    Ok(screen.page(&page, &view(&snapshot, &screen.parts)))
+    Ok(screen.page(&page, &html! { (view(&snapshot, &screen.parts)) (past) }))
 }
 
 fn view(snapshot: &Snapshot, parts: &Parts) -> Markup {
