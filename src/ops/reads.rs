@@ -221,8 +221,8 @@ pub async fn reported(redis: &Connection, keys: &Keys, job: &JobName) -> RedisRe
     }))
 }
 
-/// Reads the hits and misses since a time, each with the time of the minute's end. Those made nobody knows when are left
-/// out.
+/// Reads the hits and misses since a time, each with the time of the minute's end. Those made nobody knows when are
+/// left out.
 ///
 /// # Errors
 /// Fails if Redis returns an error.

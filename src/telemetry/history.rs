@@ -3,8 +3,8 @@
 //!
 //! What did nothing is not written. Each worker also notes that it was there, so that a minute without figures can be
 //! told from one in which nobody counted. Counts are written once: those of a write that fails are lost, and the minute
-//! is not noted as attended by this worker. A worker that is killed loses what it counted since its last write; one that
-//! drains loses nothing.
+//! is not noted as attended by this worker. A worker that is killed loses what it counted since its last write; one
+//! that drains loses nothing.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};

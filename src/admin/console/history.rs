@@ -120,14 +120,14 @@ fn freshness(all: &Freshness) -> Markup {
             dl.figures {
                 (figure("Freshness lag, p50", &time(0.5), Some("at most, last hour")))
                 (figure("Freshness lag, p99", &time(0.99), Some("at most, last hour")))
-                (figure("Invalidated and answered", &number(all.hour.count(Counted::Answered)), Some("entries, last hour")))
+                (figure("Entries answered", &number(all.hour.count(Counted::Answered)), Some("invalidated, last hour")))
                 (figure("Hit rate", &html! {
                     @match rate { Some(rate) => { (format!("{:.1} %", rate * 100.0)) } None => { (number(None)) } }
                 }, Some("as services report, last hour")))
             }
             p.note {
-                "The lag is the time from when an invalidated entry is due until it is made anew or confirmed, up to √2 "
-                "times too long. Known of " (grouped(u64::from(all.hour.minutes.min(60)))) " of the last 60 minutes."
+                "The lag is the time from when an invalidated entry is due until it is made anew or confirmed, up to "
+                "√2 times too long. Known of " (grouped(u64::from(all.hour.minutes.min(60)))) " of the last 60 minutes."
             }
         }
     }

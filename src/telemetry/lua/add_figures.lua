@@ -2,8 +2,9 @@
 -- KEYS  1 figures (hash)
 -- ARGV  1 age of the counts (ms)  2 hours that are kept  3 life of the key (ms)  4… pairs: a name, and its count
 -- Returns the minute (since the epoch)
--- A field has the figures of an hour, `HOUR MINUTE:NAME=COUNT,NAME=COUNT MINUTE:…`; HOUR is since the epoch. The field's
--- name is HOUR modulo the hours that are kept, so an hour replaces the one that is too old. Names are of a closed set.
+-- A field has the figures of an hour, `HOUR MINUTE:NAME=COUNT,NAME=COUNT MINUTE:…`, where HOUR is since the epoch. The
+-- name of the field is HOUR modulo the hours that are kept, so an hour replaces the one that is too old. The names of
+-- counts are of a closed set, which bounds the text.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local minute = math.floor((now - tonumber(ARGV[1])) / 60000)
