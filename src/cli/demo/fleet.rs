@@ -44,7 +44,7 @@ impl Fleet {
         let mut command = Command::new(std::env::current_exe()?);
         // The user's own settings and `.env` do not apply.
         command
-            .args(["worker", "--claim", CLAIM, "--listen", "off"])
+            .args(["worker", "--claim", CLAIM, "--listen", "127.0.0.1:0"])
             .env_clear()
             .envs(scale::environment(&self.museum))
             .env("REDIS_URL", &self.redis)
@@ -81,6 +81,15 @@ impl Fleet {
             }
         }
         Ok(())
+    }
+
+    /// Returns the URL of the console of a worker, as its log tells it.
+    pub(super) fn console(&self) -> Option<String> {
+        self.workers.iter().find_map(|worker| {
+            let log = std::fs::read_to_string(&worker.log).ok()?;
+            let line = log.lines().find(|line| line.contains("answers health"))?;
+            line.split_whitespace().find(|word| word.starts_with("http://")).map(str::to_owned)
+        })
     }
 
     /// Returns the process ids.

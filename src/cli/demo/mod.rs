@@ -283,8 +283,11 @@ fn invite(stage: &Stage, stay: bool) {
     let program =
         std::env::current_exe().context("no name").map_or_else(|_| "samovar".into(), |exe| exe.display().to_string());
     let env: Vec<String> = scale::environment(&museum).map(|(name, value)| format!("{name}={value}")).into();
+    let console = stage.console().unwrap_or_else(|| "no worker serves it".to_owned());
     println!(
-        "\nIt keeps running until Ctrl-C. In another terminal:\n\n\
+        "\nIt keeps running until Ctrl-C. The console, in a browser:\n\n\
+         \x20 {console}\n\n\
+         In another terminal:\n\n\
          \x20 redis-cli {redis_cli} GET 'artwork_info:Mona Lisa'\n\
          \x20 curl -X POST {museum}/artworks/Mona%20Lisa      # edit it\n\
          \x20 redis-cli {redis_cli} PUBLISH samovar:invalidate 'artwork_info:Mona Lisa'   # and publish the edit\n\

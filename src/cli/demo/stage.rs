@@ -241,6 +241,11 @@ impl Stage {
         Some((site.url().ok()?, site.redis_cli()))
     }
 
+    /// Returns the URL of the console of a worker.
+    pub(super) fn console(&self) -> Option<String> {
+        self.fleet.console()
+    }
+
     /// Returns the folder of scaled jobs.
     pub(super) fn jobs(&self) -> std::path::PathBuf {
         self.folder().join("jobs")
