@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::Ops;
 use super::missing_input::MissingInput;
 use super::status::{self, UpstreamStatus};
+use super::under_way::UnderWay;
 use crate::agenda::{Due, State};
 use crate::entry::Outcome;
 use crate::entry::Priority;
@@ -103,6 +104,8 @@ pub struct Entry {
     pub missing_inputs: Vec<MissingInput>,
     /// The reason of its dead letter, if there is one.
     pub given_up: Option<String>,
+    /// What is under way for it.
+    pub under_way: UnderWay,
     /// Redis's clock at the time of reading.
     #[schema(value_type = i64)]
     pub now_ms: RedisTime,
@@ -156,6 +159,7 @@ impl Ops {
             ),
             None => ((None, None), None, None),
         };
+        let under_way = self.under_way(&key, owner.map(|job| &**job), snapshot.meta.as_ref()).await?;
         let (closed_upstreams, held_inputs, missing_inputs) = match owner.zip(params) {
             Some((job, params)) => (
                 status::closed(&self.redis, &self.keys, job).await?,
@@ -212,6 +216,7 @@ impl Ops {
             held_inputs,
             missing_inputs,
             given_up: given_up.filter(|_| due.is_none()),
+            under_way,
             now_ms: now,
             expiry,
             due,

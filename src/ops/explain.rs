@@ -2,7 +2,7 @@
 
 use super::status::UpstreamStatus;
 use super::words::{ago, relative};
-use super::{Entry, HeldInput, MissingInput};
+use super::{Entry, HeldInput, LeaseHolder, MissingInput, TagStamp, UnderWay};
 use crate::agenda::{Due, State};
 use crate::entry::duration;
 use crate::entry::{Outcome, Priority, Trigger};
@@ -35,6 +35,7 @@ pub fn facts(entry: &Entry, has_inputs: bool) -> Vec<Fact> {
     tell_value(&mut facts, entry, has_inputs);
     tell_last_attempt(&mut facts, entry, has_inputs);
     tell_agenda(&mut facts, entry, has_inputs);
+    tell_under_way(&mut facts, entry);
     facts.0
 }
 
@@ -238,6 +239,36 @@ fn tell_agenda(facts: &mut Facts, entry: &Entry, has_inputs: bool) {
         let none = if entry.stays_absent() { NONE_FETCHED } else { "" };
         let purpose = purpose(trigger, why, recheck_of(entry, has_inputs));
         facts.say("agenda", format!("{state}, for {purpose}{none}"));
+    }
+}
+
+/// Adds who fetches the entry, and what may overtake that.
+fn tell_under_way(facts: &mut Facts, entry: &Entry) {
+    let (UnderWay { lease, tag_stamps, awaits_revalidation, is_debounced }, now) = (&entry.under_way, entry.now_ms);
+    if let Some(LeaseHolder { holder, since_ms, until_ms, is_load, mark }) = lease {
+        let who = match is_load {
+            true => format!("a service loads it ({holder})"),
+            false => format!("the worker …-{holder} fetches it"),
+        };
+        let until = until_ms.map(|until| format!(", until {} at the latest", relative(until, now))).unwrap_or_default();
+        let mark = match *mark {
+            Some("evict") => "; it was evicted since, so the answer is dropped",
+            Some(_) => "; it was invalidated since, so it is fetched once more",
+            None => "",
+        };
+        facts.say("lease", format!("{who}, since {}{until}{mark}", ago(*since_ms, now)));
+    }
+    for TagStamp { tag, at_ms, action } in tag_stamps {
+        facts.say("tag", format!("{tag}: last invalidated {} ({action})", ago(*at_ms, now)));
+    }
+    if *awaits_revalidation {
+        let until = "messages may have been missed; it is still to be looked at";
+        facts.say("revalidation", until.to_owned());
+    }
+    if *is_debounced {
+        let storm = "the last fetch followed an invalidation that came within a second of another: further ones wait \
+                     for one fetch";
+        facts.say("debounce", storm.to_owned());
     }
 }
 

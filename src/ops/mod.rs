@@ -25,6 +25,7 @@ mod plan;
 pub mod reads;
 mod revalidation;
 pub mod status;
+mod under_way;
 mod wanted;
 mod warm;
 pub mod words;
@@ -44,6 +45,7 @@ pub use missing_input::MissingInput;
 pub use names::Mistake;
 pub use plan::Plan;
 pub use revalidation::Revalidation;
+pub use under_way::{LeaseHolder, Neighbours, TagStamp, UnderWay};
 pub use wanted::{Absent, AbsentPage};
 pub use warm::{Asked, Done, Failure, Progress};
 

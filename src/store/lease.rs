@@ -205,6 +205,21 @@ pub struct InFlight {
     pub is_evicted: bool,
 }
 
+/// A lease as it is held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Its holder: the end of a worker's name, or what a service chose.
+    pub holder: String,
+    /// When the fetch or the load began.
+    pub began: RedisTime,
+    /// When it ends by itself.
+    pub until: Option<RedisTime>,
+    /// A service loads the value, and no worker fetches it.
+    pub is_load: bool,
+    /// What an invalidation has asked for since.
+    pub mark: Option<Removal>,
+}
+
 /// The result of taking a lease.
 #[derive(Debug)]
 pub enum Leased {
@@ -370,6 +385,24 @@ impl Store {
             Some(InFlight { began: fetched_at, is_load, is_evicted })
         };
         self.leases(entries, fetch).await
+    }
+
+    /// Returns the lease of an entry; `None` where nobody holds it.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn held(&self, key: &EntryKey) -> RedisResult<Option<Held>> {
+        let lease = self.keys.lease(key);
+        let mut ask = redis::pipe();
+        ask.cmd("GET").arg(&lease).cmd("PEXPIRETIME").arg(&lease);
+        let (record, until): (Option<String>, i64) = ask.query_async(&mut self.redis.clone()).await?;
+        Ok(record.as_deref().and_then(Record::parse).map(|Record { token, fetched_at, mark }| Held {
+            holder: token.split('-').next().unwrap_or_default().to_owned(),
+            began: fetched_at,
+            until: Expiry::from_pexpiretime(until).at(),
+            is_load: mark == Mark::Load,
+            mark: mark.removal(),
+        }))
     }
 
     async fn leases<T>(

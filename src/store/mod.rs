@@ -28,7 +28,7 @@ pub use commit::{Behind, StaleExtension, Written};
 pub use gap::{Gap, REVALIDATE_SIGNAL};
 pub use guard::{GoneGuard, GuardState, HeldBack};
 pub use invalidate::{Invalidated, Terms};
-pub use lease::{Fresh, InFlight, Lease, Leased, Removal, Versions};
+pub use lease::{Fresh, Held, InFlight, Lease, Leased, Removal, Versions};
 pub(crate) use lease::{POISON_CRASHES, SUSPECT_CRASHES, other_type_reason, poison_reason};
 pub use meta::{LastAttempt, Meta};
 pub use rechecks::{Rechecks, Verdict};

@@ -20,7 +20,7 @@ use super::lease::Removal;
 use super::snapshot::Snapshot;
 use crate::entry::EntryKey;
 use crate::entry::duration::millis;
-use crate::redis::{RedisTime, Scan};
+use crate::redis::{RedisTime, Scan, is_of_keys};
 
 /// Dead entries dropped when an entry is put under a tag.
 const DROPPED: usize = 100;
@@ -100,6 +100,32 @@ impl Store {
             both.into_iter().flatten().max_by_key(|stamp| stamp.at)
         });
         Ok(stamps.collect())
+    }
+
+    /// Returns the last invalidations by these tags, in order; `None` where none is known. It changes nothing.
+    ///
+    /// # Errors
+    /// Redis's.
+    pub async fn stamps(&self, tags: &[String]) -> RedisResult<Vec<Option<Stamp>>> {
+        if tags.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut ask = redis::pipe();
+        for tag in tags {
+            ask.cmd("ZSCORE").arg(self.keys.tag(tag)).arg("");
+            ask.cmd("ZSCORE").arg(self.keys.stamps()).arg(tag);
+        }
+        let scores: Vec<RedisResult<Option<f64>>> = ask.ignore_errors().query_async(&mut self.redis.clone()).await?;
+        let stamp = |score: &RedisResult<Option<f64>>| match score {
+            Ok(score) => Ok(score.and_then(|score| Stamp::read(&score.to_string()))),
+            Err(e) if is_of_keys(e) => Ok(None),
+            Err(e) => Err(e.clone()),
+        };
+        let latest = |pair: &[RedisResult<Option<f64>>]| {
+            let both = [stamp(&pair[0])?, stamp(&pair[1])?];
+            Ok(both.into_iter().flatten().max_by_key(|stamp| stamp.at))
+        };
+        scores.chunks_exact(2).map(latest).collect()
     }
 
     /// Puts an entry into these sets for `life` from now on; returns the score of each one's stamp.

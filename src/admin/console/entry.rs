@@ -6,6 +6,7 @@ use maud::{Markup, html};
 use serde::Deserialize;
 
 use super::fields::Asked;
+use super::neighbours;
 use super::page::{Failure, Page, Screen, Tab, action_link as act, job_link, text};
 use crate::admin::Rights;
 use crate::entry::escape;
@@ -61,9 +62,10 @@ pub(super) async fn entry(screen: Screen, Asked(Which { key }): Asked<Which>) ->
     }
     let has_inputs = ops.jobs.owner(&key).is_some_and(|(job, _)| job.inputs);
     let facts = facts(&entry, has_inputs);
+    let graph = neighbours::view(&key, &ops.neighbours(&key).await?);
     let page =
         Page { tab: Tab::Jobs, title: format!("Entry {}", text(&key)), as_of: Some(entry.now_ms), is_live: true };
-    Ok(screen.page(&page, &view(&entry, &facts, rights, bytes)))
+    Ok(screen.page(&page, &html! { (view(&entry, &facts, rights, bytes)) (graph) }))
 }
 
 fn view(entry: &Entry, facts: &[Fact], rights: Rights, bytes: u64) -> Markup {
@@ -115,6 +117,10 @@ fn timeline(entry: &Entry) -> Markup {
     let mut events: Vec<_> = [
         entry.fetched_ms.map(|at| (at, "content fetched, or confirmed by its source".to_owned())),
         entry.invalidated_ms.map(|at| (at, "invalidated".to_owned())),
+        entry.under_way.lease.as_ref().map(|lease| {
+            let what = if lease.is_load { "load by a service" } else { "fetch" };
+            (lease.since_ms, format!("{what} began, which is under way"))
+        }),
         attempt,
         entry.due_ms.map(|at| (at, "due, or its claim ends".to_owned())),
         entry.expiry.at().map(|at| (at, "expires".to_owned())),

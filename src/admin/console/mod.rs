@@ -23,6 +23,7 @@ mod jobs;
 mod live;
 mod login;
 mod logins;
+mod neighbours;
 mod overview;
 mod page;
 mod routes;
