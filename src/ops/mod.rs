@@ -17,6 +17,7 @@ mod files;
 mod fleet;
 mod gone;
 pub mod history;
+pub mod journal;
 mod missing_input;
 mod names;
 mod outdated;

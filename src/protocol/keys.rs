@@ -131,7 +131,7 @@ impl Keys {
             | "{suspect}:dealt"
             | "jobs"
             | "list" => Some("hash"),
-            "inbox" | "minutes" | "audit-log" => Some("stream"),
+            "inbox" | "minutes" | "audit-log" | "heard" => Some("stream"),
             _ if kind.starts_with("refused:") => Some("string"),
             _ => kind.starts_with("fetched:").then_some("hash"),
         }
@@ -168,6 +168,7 @@ impl Keys {
             self.acknowledged(),
             self.inbox(),
             self.audit_log(),
+            self.heard(),
             self.stamps(),
             self.tagged(),
             self.clock(),
@@ -485,6 +486,11 @@ impl Keys {
     /// The stream of durable invalidations.
     pub fn inbox(&self) -> String {
         format!("{}:inbox", self.prefix)
+    }
+
+    /// The journal of invalidations: a stream, see [`crate::telemetry::journal`].
+    pub fn heard(&self) -> String {
+        format!("{}:heard", self.prefix)
     }
 
     /// The audit log: a stream of what people changed, see [`crate::ops::audit_log`].

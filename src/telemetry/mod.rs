@@ -4,6 +4,7 @@
 
 mod feed;
 pub mod history;
+pub mod journal;
 pub mod metrics;
 mod outcomes;
 

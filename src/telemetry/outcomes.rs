@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::feed::{Event, Feed};
+use super::journal::{self, Heard, Journal};
 use super::{history, metrics};
 use crate::entry::Trigger;
 use crate::entry::duration::millis;
@@ -17,7 +18,7 @@ use crate::entry::{Outcome, Recheck};
 use crate::job::Job;
 use crate::protocol::Keys;
 use crate::protocol::{Handled, Message};
-use crate::redis::Connection;
+use crate::redis::{Connection, RedisTime};
 
 /// The interval between summaries in the log.
 const SUMMARY: Duration = Duration::from_secs(10);
@@ -37,6 +38,7 @@ struct Inner {
     /// The names that belong to no job, and the first of them.
     foreign: Mutex<(u64, String)>,
     feed: Feed,
+    journal: Journal,
 }
 
 /// The outcomes of one job since the last summary.
@@ -114,13 +116,23 @@ impl Telemetry {
         jobs.entry(job.name.clone()).or_default().dead += 1;
     }
 
-    /// Records a handled invalidation; `way` is `channel` or `inbox`.
-    pub fn invalidation(&self, way: &'static str, message: &Message, handled: &Handled) {
+    /// Records a handled invalidation; `way` is `channel` or `inbox`, `times` are those at which it was published and
+    /// handled, and `debounced` is the number of entries that are put off.
+    pub fn invalidation(
+        &self,
+        way: &'static str,
+        message: &Message,
+        times: [RedisTime; 2],
+        handled: &Handled,
+        debounced: usize,
+    ) {
+        self.0.journal.add(&self.1, Heard::handled(way, message, times, handled, debounced));
         self.0.feed.record(&self.1, || Event::invalidation(way, message, handled));
         self.0.invalidations.fetch_add(1, Ordering::Relaxed);
         metrics::invalidation(way, handled.foreign);
         let Handled { entries, due, removed, fenced, foreign, .. } = *handled;
-        debug!(way, entries, due, removed, fenced, foreign, "invalidation");
+        let (what, at, ms) = (journal::what(message), times[0], millis(times[1].saturating_since(times[0])));
+        debug!(way, what, %at, ms, entries, due, removed, fenced, foreign, debounced, "invalidation");
         if let Some(first) = &handled.first_foreign {
             let mut told = self.0.foreign.lock().unwrap_or_else(PoisonError::into_inner);
             if told.0 == 0 {
@@ -130,9 +142,10 @@ impl Telemetry {
         }
     }
 
-    /// Records an invalid message.
-    pub fn malformed(&self) {
+    /// Records an invalid message, which was published at `at` or somewhat later.
+    pub fn malformed(&self, way: &'static str, at: RedisTime, text: &[u8], reason: &str) {
         metrics::malformed();
+        self.0.journal.add(&self.1, Heard::malformed(way, at, text, reason));
     }
 
     /// Records whether a job is paused, and logs a change.
@@ -163,6 +176,11 @@ impl Telemetry {
     /// Publishes the events of this process's workers until `over`.
     pub async fn feed(self, redis: Connection, keys: Keys, over: CancellationToken) {
         self.0.feed.run(redis, &keys.watched_channel(), over).await;
+    }
+
+    /// Notes in Redis what this process's workers heard, until `over`.
+    pub async fn journal(self, redis: Connection, keys: Keys, over: CancellationToken) {
+        self.0.journal.run(&redis, &keys.heard(), &over).await;
     }
 
     fn log_summary(&self) {

@@ -90,6 +90,7 @@ pub async fn run(
         Ok(redis) => {
             let redis = redis.telling(&wrong_types);
             let keys = settings.keys();
+            loops.run("the journal", telemetry.clone().journal(redis.clone(), keys.clone(), over.clone()));
             loops.run("the feed", telemetry.clone().feed(redis.clone(), keys, over.clone()));
             let (memory, until) = (UpstreamMemory::default(), stop.clone());
             let process = Process { settings, redis, admin, telemetry, reload, wrong_types, memory, stop: until, cut };

@@ -25,10 +25,12 @@ const EXPECTED: &[(&str, &str, &str, Fields, Needs)] = &[
     ("GET", "/console/jobs/{job}", "/console/jobs/art", &[], Needs::Look),
     ("GET", "/console/entry", "/console/entry?key=art:a", &[], Needs::Look),
     ("GET", "/console/agenda", "/console/agenda", &[], Needs::Look),
+    ("GET", "/console/invalidations", "/console/invalidations?only=foreign", &[], Needs::Look),
     ("GET", "/console/upstreams", "/console/upstreams", &[], Needs::Look),
     ("GET", "/console/dead", "/console/dead?job=art", &[], Needs::Look),
     ("GET", "/console/fleet", "/console/fleet", &[], Needs::Look),
     ("GET", "/console/audit", "/console/audit", &[], Needs::Look),
+    ("GET", "/console/compose", "/console/compose?kind=job&name=art&action=evict", &[], Needs::Act),
     ("GET", "/console/ask/{action}", "/console/ask/pause?job=art", &[], Needs::Act),
     ("POST", "/console/do/{action}", "/console/do/pause", &[("job", "art"), ("note", "x")], Needs::Act),
 ];

@@ -5,6 +5,7 @@ mod failures;
 mod hostile;
 mod live;
 mod login;
+mod invalidations;
 mod screens;
 mod state;
 mod updates;

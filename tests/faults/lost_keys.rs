@@ -17,7 +17,7 @@ use crate::support::{Art, Parts, Reply, TestRedis, Upstream, WorkerProcess, even
 
 /// All keys that begin with Samovar's prefix, by kind, without the locks of services and their numbers, which no test
 /// of one job has.
-const KINDS: [&str; 46] = [
+const KINDS: [&str; 47] = [
     "samovar:lease:*",
     "samovar:meta:*",
     "samovar:tag:*",
@@ -53,6 +53,7 @@ const KINDS: [&str; 46] = [
     "samovar:history:*",
     "samovar:requests:*",
     "samovar:attended",
+    "samovar:heard",
     "samovar:misses",
     "samovar:marker",
     "samovar:ears",

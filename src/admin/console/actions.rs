@@ -40,6 +40,9 @@ enum Action {
 pub(super) struct Target {
     job: String,
     key: String,
+    /// A pattern of keys, or a tag; only for invalidations.
+    pattern: String,
+    tag: String,
     /// The cause that the dead letters share; only for a retry.
     cause: String,
     /// Why; only for a pause.
@@ -73,23 +76,25 @@ impl Action {
 
     fn message(self, target: &Target) -> Message {
         let action = if self == Self::Evict { MessageAction::Evict } else { MessageAction::Refresh };
-        match target.key.as_str() {
-            "" => Message { jobs: vec![target.job.clone()], action, ..Message::default() },
-            key => Message { keys: vec![key.to_owned()], action, ..Message::default() },
-        }
+        let named = |name: &str| if name.is_empty() { Vec::new() } else { vec![name.to_owned()] };
+        let Target { job, key, pattern, tag, .. } = target;
+        let (keys, patterns, tags, jobs) = (named(key), named(pattern), named(tag), named(job));
+        Message { keys, patterns, tags, jobs, action, ..Message::default() }
     }
 }
 
 impl Target {
     /// Returns the name of what it concerns.
     fn name(&self) -> &str {
-        if self.key.is_empty() { &self.job } else { &self.key }
+        let names = [&self.key, &self.pattern, &self.tag];
+        names.into_iter().find(|name| !name.is_empty()).unwrap_or(&self.job)
     }
 
     /// Returns the screen of what it concerns.
     fn url(&self, action: Action) -> String {
         match (action, self.key.as_str()) {
             (Action::Retry, _) => format!("/console/dead?job={}", query(&self.job)),
+            (_, "") if self.job.is_empty() => "/console/invalidations".to_owned(),
             (_, "") => format!("/console/jobs/{}", self.job),
             (_, key) => format!("/console/entry?key={}", query(key)),
         }
@@ -101,6 +106,14 @@ impl Target {
         if !self.key.is_empty() && (is_of_job || !self.job.is_empty()) {
             let detail = "Name a job, or a key of a job; this action concerns one of them.";
             return Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, "Two things are named", detail));
+        }
+        if !self.pattern.is_empty() || !self.tag.is_empty() {
+            let is_invalidation = matches!(action, Action::Invalidate | Action::Evict);
+            let refuse = |why: String| Failure::new(StatusCode::UNPROCESSABLE_ENTITY, "Not understood", why);
+            if !is_invalidation || !self.key.is_empty() || !self.job.is_empty() {
+                return Err(refuse("A pattern or a tag can be refreshed or evicted, and stands alone.".to_owned()));
+            }
+            return action.message(self).checked().map(drop).map_err(|e| refuse(e.to_string()));
         }
         let jobs = &screen.parts.ops.jobs;
         match self.key.as_str() {
@@ -137,7 +150,9 @@ fn question(action: Action, target: &Target, effect: &[String]) -> Markup {
     html! {
         ul { @for said in effect { li { (text(said)) } } }
         form method="post" action=(format!("/console/do/{name}")) {
-            @for (field, value) in [("job", &target.job), ("key", &target.key), ("cause", &target.cause)] {
+            @let Target { job, key, pattern, tag, cause, .. } = target;
+            @for (field, value) in
+                [("job", job), ("key", key), ("pattern", pattern), ("tag", tag), ("cause", cause)] {
                 @if !value.is_empty() { input type="hidden" name=(field) value=(value); }
             }
             @if action == Action::Pause {

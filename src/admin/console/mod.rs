@@ -18,6 +18,7 @@ mod failure;
 mod fields;
 mod fleet;
 mod history;
+mod invalidations;
 mod job;
 mod jobs;
 mod live;

@@ -22,6 +22,7 @@ pub(super) enum Tab {
     Overview,
     Jobs,
     Agenda,
+    Invalidations,
     Upstreams,
     Dead,
     Fleet,
@@ -29,10 +30,11 @@ pub(super) enum Tab {
 }
 
 impl Tab {
-    const ALL: [(Self, &'static str, &'static str); 7] = [
+    const ALL: [(Self, &'static str, &'static str); 8] = [
         (Self::Overview, "/", "Overview"),
         (Self::Jobs, "/console/jobs", "Jobs"),
         (Self::Agenda, "/console/agenda", "Agenda"),
+        (Self::Invalidations, "/console/invalidations", "Invalidations"),
         (Self::Upstreams, "/console/upstreams", "Upstreams"),
         (Self::Dead, "/console/dead", "Dead letters"),
         (Self::Fleet, "/console/fleet", "Fleet"),

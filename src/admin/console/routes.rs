@@ -8,7 +8,9 @@ use axum::{Router, middleware};
 
 use super::access::{self, Needs};
 use super::state::Console;
-use super::{actions, agenda, assets, audit, dead, entry, events, fleet, job, jobs, login, overview, seal, upstreams};
+use super::{
+    actions, agenda, assets, audit, dead, entry, events, fleet, invalidations, job, jobs, login, overview, seal, upstreams,
+};
 use crate::admin::Admin;
 
 /// A route.
@@ -53,10 +55,12 @@ pub const ROUTES: &[Route] = &[
     Route::get("/console/jobs/{job}", Needs::Look, || get(job::job)),
     Route::get("/console/entry", Needs::Look, || get(entry::entry)),
     Route::get("/console/agenda", Needs::Look, || get(agenda::agenda)),
+    Route::get("/console/invalidations", Needs::Look, || get(invalidations::invalidations)),
     Route::get("/console/upstreams", Needs::Look, || get(upstreams::upstreams)),
     Route::get("/console/dead", Needs::Look, || get(dead::dead)),
     Route::get("/console/fleet", Needs::Look, || get(fleet::fleet)),
     Route::get("/console/audit", Needs::Look, || get(audit::audit)),
+    Route::get("/console/compose", Needs::Act, || get(invalidations::compose)),
     Route::get("/console/ask/{action}", Needs::Act, || get(actions::ask)),
     Route::post("/console/do/{action}", Needs::Act, || post(actions::act)),
 ];

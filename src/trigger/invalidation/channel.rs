@@ -27,7 +27,7 @@ use crate::protocol::Message;
 use crate::protocol::{Keys, inbox};
 use crate::queue::{QUEUED_SIGNAL, Queue};
 use crate::redis::LoopHealth;
-use crate::redis::{Backoff, Connection, Subscribed};
+use crate::redis::{Backoff, Connection, RedisTime, Subscribed};
 use crate::source::Gate;
 use crate::store::REVALIDATE_SIGNAL;
 use crate::telemetry::Telemetry;
@@ -186,7 +186,7 @@ impl Channel {
                 Ok(message) => self.pipeline.take(message, At::Received(received_at), "channel", ack).await,
                 Err(e) => {
                     ack.done();
-                    self.telemetry.malformed();
+                    self.telemetry.malformed("channel", RedisTime::ZERO, &text, &e.to_string());
                     complaints.complain(&text, &e.to_string());
                 }
             }

@@ -437,7 +437,7 @@ impl Inbox {
                 }
             }
             Content::Malformed(excerpt, reason) => {
-                self.telemetry.malformed();
+                self.telemetry.malformed("inbox", at, excerpt, &reason);
                 self.complaints.complain(excerpt, &format!("{} {reason}", found.id));
             }
         }

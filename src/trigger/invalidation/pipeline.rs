@@ -44,6 +44,19 @@ pub enum At {
     Received(Instant),
 }
 
+/// A reading of Redis's clock.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    read: RedisTime,
+    at: Instant,
+}
+
+impl Clock {
+    fn now(self) -> RedisTime {
+        self.read + self.at.elapsed()
+    }
+}
+
 /// A message to handle, or several that ask for the same.
 #[derive(Debug)]
 struct Work {
@@ -262,6 +275,7 @@ impl Line<'_> {
             Ok(now) => now,
             Err(e) => return (round, Some(e)),
         };
+        let clock = Clock { read: now, at: Instant::now() };
         for (work, age) in round.iter_mut().zip(ages) {
             // An id from the future was chosen by the publisher, or comes from another clock.
             work.at = match work.at {
@@ -270,8 +284,8 @@ impl Line<'_> {
             };
         }
         let results = match round.as_slice() {
-            [first, _, ..] if first.joins() => self.handle_tags(&round).await,
-            _ => join_all(round.iter_mut().map(|work| self.handle(work))).await,
+            [first, _, ..] if first.joins() => self.handle_tags(&round, clock).await,
+            _ => join_all(round.iter_mut().map(|work| self.handle(work, clock))).await,
         };
         let (mut failed, mut error) = (Vec::new(), None);
         for (work, result) in round.into_iter().zip(results) {
@@ -286,24 +300,25 @@ impl Line<'_> {
         (failed, error)
     }
 
-    async fn handle(&self, work: &mut Work) -> redis::RedisResult<()> {
+    async fn handle(&self, work: &mut Work, clock: Clock) -> redis::RedisResult<()> {
         let At::Redis(at) = work.at else { return Ok(()) };
         if work.message.action == Action::Refresh && work.message.is_narrow() {
             let joined = |key: &mut String| self.debounce.joins(key, at, work.message.version, &work.acks);
             let joined: Vec<String> = work.message.keys.extract_if(.., joined).collect();
             if work.message.keys.is_empty() {
                 work.message.keys = joined;
-                self.telemetry.invalidation(work.way, &work.message, &Handled { entries: 1, ..Handled::default() });
+                let handled = Handled { entries: 1, ..Handled::default() };
+                self.telemetry.invalidation(work.way, &work.message, [at, clock.now()], &handled, 1);
                 return Ok(());
             }
         }
         let (handled, debounced) = self.invalidator.begin(&work.message, at, work.is_alone()).await?;
-        self.begun(work, &handled, debounced);
+        self.begun(work, at, clock, &handled, debounced);
         Ok(())
     }
 
     /// Handles messages that name only tags.
-    async fn handle_tags(&self, round: &[Work]) -> Vec<redis::RedisResult<()>> {
+    async fn handle_tags(&self, round: &[Work], clock: Clock) -> Vec<redis::RedisResult<()>> {
         let timed = round.iter().filter_map(|work| match work.at {
             At::Redis(at) => Some((work, (&work.message, at, work.is_alone()))),
             At::Received(_) => None,
@@ -311,21 +326,24 @@ impl Line<'_> {
         let (works, messages): (Vec<&Work>, Vec<_>) = timed.unzip();
         let result = self.invalidator.begin_tags(&messages).await.map(|begun| {
             for (work, (handled, debounced)) in works.into_iter().zip(begun) {
-                self.begun(work, &handled, debounced);
+                if let At::Redis(at) = work.at {
+                    self.begun(work, at, clock, &handled, debounced);
+                }
             }
         });
         vec![result; round.len()]
     }
 
     /// Reports a message that is handled except for its debounced entries, and lets those wait.
-    fn begun(&self, work: &Work, handled: &Handled, debounced: Vec<Debounced>) {
+    fn begun(&self, work: &Work, at: RedisTime, clock: Clock, handled: &Handled, debounced: Vec<Debounced>) {
         if let Some(text) = work.message.keys.first().filter(|_| handled.is_broken) {
-            self.telemetry.malformed();
+            let reason = "it is not a message of valid JSON, and no job has such a key";
+            self.telemetry.malformed(work.way, at, text.as_bytes(), reason);
             let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
-            complaints.complain(text.as_bytes(), "it is not a message of valid JSON, and no job has such a key");
+            complaints.complain(text.as_bytes(), reason);
             return;
         }
-        self.telemetry.invalidation(work.way, &work.message, handled);
+        self.telemetry.invalidation(work.way, &work.message, [at, clock.now()], handled, debounced.len());
         for entry in debounced {
             self.debounce.add(entry, work.acks.iter().map(Ack::part).collect());
         }
