@@ -128,5 +128,5 @@ async fn the_console_draws_what_is_known_and_tells_it_in_words() {
     let overview = page("/").await;
     assert!(overview.contains("99 % within 4ms") && overview.contains("Known of 1 of the last 60"), "{overview}");
     let upstreams = page("/console/upstreams").await;
-    assert!(upstreams.contains("failures: nothing is known"), "{upstreams}");
+    assert!(upstreams.contains("failures: 0 at last") && upstreams.contains("p99: nothing is known"), "{upstreams}");
 }
