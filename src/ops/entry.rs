@@ -159,7 +159,6 @@ impl Ops {
             ),
             None => ((None, None), None, None),
         };
-        let under_way = self.under_way(&key, owner.map(|job| &**job), snapshot.meta.as_ref()).await?;
         let (closed_upstreams, held_inputs, missing_inputs) = match owner.zip(params) {
             Some((job, params)) => (
                 status::closed(&self.redis, &self.keys, job).await?,
@@ -174,9 +173,8 @@ impl Ops {
             }
             None => (false, false),
         };
-        let due = score.map(Due::from_score);
         let (expiry, ours, meta) = (snapshot.expiry, snapshot.ours(), snapshot.meta.as_ref());
-        let attempt = meta.map(|meta| meta.last_attempt.clone());
+        let (attempt, due) = (meta.map(|meta| meta.last_attempt.clone()), score.map(Due::from_score));
         Ok(Entry {
             key: name.to_owned(),
             job: owner.map(|job| job.name.to_string()),
@@ -216,7 +214,7 @@ impl Ops {
             held_inputs,
             missing_inputs,
             given_up: given_up.filter(|_| due.is_none()),
-            under_way,
+            under_way: self.under_way(&key, owner.map(|job| &**job), meta).await?,
             now_ms: now,
             expiry,
             due,
