@@ -203,7 +203,8 @@ fn files(folder: &Path, found: &mut BTreeSet<String>) {
 fn each_script_of_the_sources_is_compared() {
     let mut missing = BTreeSet::new();
     files(&sources(), &mut missing);
-    let compared = ROWS.iter().chain(FIGURES).map(|row| columns(row)[0]).chain(Script::ALL.iter().map(|script| script.path()));
+    let compared =
+        ROWS.iter().chain(FIGURES).map(|row| columns(row)[0]).chain(Script::ALL.iter().map(|script| script.path()));
     for path in compared.chain(PRELUDES) {
         missing.remove(path);
     }

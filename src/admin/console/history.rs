@@ -5,17 +5,23 @@ use redis::RedisResult;
 
 use super::chart::{Chart, Line, Unit};
 use super::live::Snapshot;
-use super::page::{Screen, figure, number};
+use super::page::{Screen, figure, number, text};
 use crate::entry::{JobName, UpstreamName, duration};
 use crate::ops::Revalidation;
 use crate::ops::history::{self, History, Span, Step};
 use crate::ops::reads;
 use crate::ops::words::grouped;
+use crate::redis::requirements::explain;
 use crate::telemetry::history::Counted;
 
 /// Reads the time that is shown from a query: `6h`, or else 72 hours.
 pub(super) fn span(text: &str) -> Span {
     if text == "6h" { Span::Hours } else { Span::Days }
+}
+
+/// Returns the section, or that it cannot be read: the rest of the page does without it.
+pub(super) fn or_told(section: RedisResult<Markup>) -> Markup {
+    section.unwrap_or_else(|e| html! { p.bad { "The history cannot be read: " (text(&explain(&e))) "." } })
 }
 
 /// Returns the section of a job.

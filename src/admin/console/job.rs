@@ -57,7 +57,7 @@ pub(super) async fn job(
     let status = snapshot.jobs.iter().find(|status| status.job == name).ok_or_else(|| unknown(&name))?;
     let from = usize::try_from(from).unwrap_or(usize::MAX);
     let entries = Entries { found: screen.parts.ops.agenda.page(&known.name, from, ENTRIES).await?, from };
-    let history = history::of_job(&screen, &known.name, history::span(&span)).await?;
+    let history = history::or_told(history::of_job(&screen, &known.name, history::span(&span)).await);
     let page = Page { tab: Tab::Jobs, title: format!("Job {name}"), as_of: Some(snapshot.at), is_live: true };
     Ok(screen.page(&page, &view(known, status, snapshot.at, screen.visitor.rights, &history, &entries)))
 }

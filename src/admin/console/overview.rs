@@ -138,7 +138,7 @@ pub(super) async fn overview(screen: Screen) -> Result<impl IntoResponse, Failur
         Ok(snapshot) => snapshot,
         Err(failure) => return Err(failure.with(readiness(&screen.console.admin).await.reasons)),
     };
-    let freshness = history::of_fleet(&screen, &snapshot).await?;
+    let freshness = history::or_told(history::of_fleet(&screen, &snapshot).await);
     let page = Page { tab: Tab::Overview, title: "Overview".to_owned(), as_of: Some(snapshot.at), is_live: true };
     Ok(screen.page(&page, &view(&snapshot, &freshness)))
 }
@@ -303,7 +303,7 @@ mod tests {
             sentence(&part),
             (Mood::Fair, "A part of the state cannot be read; what is told here is of the rest.".to_owned())
         );
-        let page = view(&part).into_string();
+        let page = view(&part, &Markup::default()).into_string();
         assert!(page.contains("story</a> cannot be read: no answer"), "{page}");
     }
 

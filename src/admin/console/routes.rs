@@ -9,7 +9,8 @@ use axum::{Router, middleware};
 use super::access::{self, Needs};
 use super::state::Console;
 use super::{
-    actions, agenda, assets, audit, dead, entry, events, fleet, invalidations, job, jobs, login, overview, seal, upstreams,
+    actions, agenda, assets, audit, dead, entry, events, fleet, invalidations, job, jobs, login, overview, seal,
+    upstreams,
 };
 use crate::admin::Admin;
 

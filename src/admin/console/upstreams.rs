@@ -6,9 +6,9 @@ use axum::response::IntoResponse;
 use maud::{Markup, html};
 use serde::Deserialize;
 
+use super::fields::Asked;
 use super::history;
 use super::live::Snapshot;
-use super::fields::Asked;
 use super::page::{Failure, Page, Screen, Tab, distance, job_link, next_page, query, text};
 use crate::admin::{Of, Parts};
 use crate::entry::UpstreamName;
@@ -38,7 +38,8 @@ pub(super) async fn upstreams(
     let mut names = snapshot.upstreams.iter().map(|upstream| &upstream.upstream).filter(|name| **name > after);
     let mut charts = Vec::new();
     for name in names.by_ref().take(CHARTS) {
-        charts.push((name, history::of_upstream(&screen, &UpstreamName::new(name.as_str()), span).await?));
+        let history = history::of_upstream(&screen, &UpstreamName::new(name.as_str()), span).await;
+        charts.push((name, history::or_told(history)));
     }
     let next = names.next().and(charts.last()).map(|(name, _)| *name);
     let past = html! {
