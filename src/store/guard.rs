@@ -177,7 +177,7 @@ impl GoneGuard {
             1 => "the old value of 1 entry is served".to_owned(),
             held => format!("the old values of {held} entries are served"),
         };
-        format!("{which}, and one that was invalidated ends with its TTL")
+        format!("{which}, and what was invalidated ends with its TTL")
     }
 
     /// Returns true while removals are held back.

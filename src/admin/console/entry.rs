@@ -111,7 +111,7 @@ fn is_shown(fact: &Fact, rights: Rights) -> bool {
 /// Returns what happened to an entry and what is to come, in order.
 fn timeline(entry: &Entry) -> Markup {
     let attempt = entry.last_attempt_ms.zip(entry.last_outcome).map(|(at, outcome)| {
-        let trigger = entry.last_trigger.map(|trigger| format!(" for {trigger}")).unwrap_or_default();
+        let trigger = entry.last_trigger.map(|trigger| format!(" (trigger {trigger})")).unwrap_or_default();
         (at, format!("last attempt{trigger}: {outcome}"))
     });
     let mut events: Vec<_> = [

@@ -10,7 +10,7 @@ use redis::RedisResult;
 
 use super::page::{Failure, Page, Screen, Tab, number, text};
 use crate::admin::in_time;
-use crate::entry::JobName;
+use crate::entry::{JobName, duration};
 use crate::ops::{FleetStatus, still_waits, words};
 use crate::redis::{Connection, RedisTime, ServerInfo, Servers};
 
@@ -24,6 +24,8 @@ struct Fleet {
     worker: String,
     /// The live workers; `None` if their record cannot be read.
     living: Option<Vec<String>>,
+    /// The time without a heartbeat after which a worker is dead.
+    dead_after: Duration,
     /// What all jobs share, or the reason why it cannot be read.
     status: Result<FleetStatus, String>,
     /// The workers with earlier files, by job.
@@ -44,6 +46,7 @@ pub(super) async fn fleet(screen: Screen) -> Result<impl IntoResponse, Failure> 
         status: in_time(PATIENCE, ops.fleet(living)).await,
         held_back: in_time(PATIENCE, ops.held_back(known.as_deref().unwrap_or_default())).await.unwrap_or_default(),
         living: known,
+        dead_after: parts.dead_after,
         servers: ops.redis.all_servers(PATIENCE).await,
         masters: masters(&screen).await,
     };
@@ -77,7 +80,8 @@ fn view(fleet: &Fleet) -> Markup {
                 None => { p.bad { "The live workers are unknown: their record cannot be read." } }
                 Some(living) => {
                     p {
-                        (living.len()) " live. This one has version " (env!("CARGO_PKG_VERSION"))
+                        (living.len()) " live. One that was killed counts until its heartbeats have been missing for "
+                        (duration::text(fleet.dead_after)) ". This one has version " (env!("CARGO_PKG_VERSION"))
                         "; workers do not tell others theirs."
                     }
                     ul.keys {

@@ -60,7 +60,7 @@ fn view(snapshot: &Snapshot, parts: &Parts) -> Markup {
     html! {
         div.scroll tabindex="0" role="region" aria-labelledby="caption" {
             table {
-                caption #caption { (snapshot.upstreams.len() + snapshot.unread_upstreams.len()) " upstreams; the requests in flight are this worker's" }
+                caption #caption { "Upstreams: " (snapshot.upstreams.len() + snapshot.unread_upstreams.len()) "; the requests in flight are this worker's" }
                 thead { tr {
                     th scope="col" { "Upstream" } th scope="col" { "State" } th.num scope="col" { "In flight" }
                     th.num scope="col" { "At once" } th scope="col" { "Rate" } th scope="col" { "Token budget" }
@@ -91,7 +91,7 @@ fn row(status: &UpstreamStatus, snapshot: &Snapshot, parts: &Parts) -> Markup {
             td {
                 @match status.closed_text(snapshot.at) {
                     Some(why) => { span.badge.bad { "closed" } " " (why) }
-                    None => { span.badge.good { "open" } }
+                    None => { span.badge.good { "takes requests" } }
                 }
                 @for fault in &status.faults { br; (text(fault)) }
             }
