@@ -70,6 +70,12 @@ pub const UNATTENDED: i64 = 5_000;
 pub const FIGURES: usize = 4;
 /// The life of figures (ms).
 pub const MINUTES_LIFE: i64 = 3_600_000;
+/// The minute figures of a job.
+pub const HISTORY: &str = "history";
+/// The hours of which they are kept.
+pub const HISTORY_HOURS: i64 = 3;
+/// Their life (ms).
+pub const HISTORY_LIFE: i64 = 14_400_000;
 /// The audits that are asked for.
 pub const AUDITS: &str = "audits";
 /// The most audits of a job that a worker takes at once.
@@ -507,6 +513,13 @@ pub fn claim_audits(jobs: &[(&str, i64)]) -> Call {
     let mut claim = call(Script::ClaimAudits, &[AUDITS], &[&MOST_AUDITS, &AUDITS_LIFE]);
     claim.args.extend(jobs.iter().flat_map(|(job, interval)| [(*job).to_owned(), interval.to_string()]));
     claim
+}
+
+/// Adds counts to the figures of the minute of this age (ms).
+pub fn add_figures(age: i64, counts: &[(&str, i64)]) -> Call {
+    let mut add = call(Script::AddFigures, &[HISTORY], &[&age, &HISTORY_HOURS, &HISTORY_LIFE]);
+    add.args.extend(counts.iter().flat_map(|(name, count)| [(*name).to_owned(), count.to_string()]));
+    add
 }
 
 /// Withdraws audits of a job.

@@ -375,7 +375,8 @@ pub fn hunt(engine: &Engine, file: &str, first: Option<&str>) -> Option<(&'stati
         || file.contains("admit")
         || file.contains("claim")
         || file.contains("take.lua")
-        || file.starts_with("ops/"))
+        || file.starts_with("ops/")
+        || file.starts_with("telemetry/"))
         && let Some(failure) = by_themselves(engine, 0..24)
     {
         return Some(failure);

@@ -514,6 +514,20 @@ pub const KILLED: &[Mutant] = mutants! {
         "-ARGV[2])" => "ARGV[2])",
         "redis.call('HDEL', KEYS[1], ARGV[1])" => "",
     ]
+    "telemetry/lua/add_figures.lua": [
+        "(now - tonumber(ARGV[1]))" => "now",
+        "if string.match(text, '^%d+') ~= hour then text = hour end" => "if text == '' then text = hour end",
+        "tonumber(hour) % tonumber(ARGV[2])" => "tonumber(hour)",
+        "minute % 60)" => "minute % 10)",
+        "'([^ ]*)'" => "'([^ ]+)'",
+        "(counts[name] or 0) + tonumber(count)" => "tonumber(count)",
+        "string.sub(text, 1, from - 1) .. figures .. string.sub(text, to + 1)"
+            => "string.sub(text, 1, from - 1) .. figures",
+        "if from then" => "if false then",
+        "for name, count in string.gmatch(figures or '', '(%w+)=(%d+)') do add(name, count) end" => "",
+        "redis.call('PEXPIRE', KEYS[1], ARGV[3])" => "",
+        "return minute" => "return tonumber(hour)",
+    ]
     "cache/lua/increment.lua": [
         "if created and ARGV[2] ~= ''" => "if ARGV[2] ~= ''",
         "if created and ARGV[2] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end" => "",

@@ -1,9 +1,10 @@
-//! Reported reads and audits: random calls, and what the scripts' headers promise.
+//! Reported reads, audits and minute figures: random calls, and what the scripts' headers promise.
 
 use std::collections::BTreeMap;
 
 use crate::calls::{
-    self, AUDITS, AUDITS_LIFE, FIGURES, MINUTES, MINUTES_LIFE, MOST_AUDITS, REPORTED, SHORTEST, UNATTENDED,
+    self, AUDITS, AUDITS_LIFE, FIGURES, HISTORY, HISTORY_HOURS, HISTORY_LIFE, MINUTES, MINUTES_LIFE, MOST_AUDITS,
+    REPORTED, SHORTEST, UNATTENDED,
 };
 use crate::commands::Reply;
 use crate::db::Db;
@@ -19,7 +20,12 @@ const NO_SUMS: [&str; 4] = ["x", "-3", "9999999999999999", "a text that is longe
 const JOBS: [(&str, i64); 2] = [("art", 0), ("zoo", INTERVAL)];
 const INTERVAL: i64 = 5_000;
 /// The steps of the clock (ms).
-const STEPS: [i64; 8] = [1, 400, SHORTEST, UNATTENDED, UNATTENDED + 1, INTERVAL, -1, -3_600_000];
+const STEPS: [i64; 10] = [1, 400, SHORTEST, UNATTENDED, UNATTENDED + 1, INTERVAL, 50_000, 1_700_000, -1, -3_600_000];
+/// The ages of counts (ms).
+const AGES: [i64; 3] = [0, 70_000, 4_000_000];
+
+/// The counts of an hour: its number, and by minute, by name.
+type Hour = (i64, BTreeMap<i64, BTreeMap<String, i64>>);
 
 /// The last call of the script that adds up reads.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,6 +40,8 @@ struct Fleet {
     rolled: Option<Rolled>,
     /// The audits that were asked for, and not withdrawn or taken.
     asked: [i64; 2],
+    /// The figures, by the names of their fields.
+    hours: BTreeMap<i64, Hour>,
 }
 
 /// Makes random calls.
@@ -45,10 +53,12 @@ pub fn walk(engine: &Engine, seed: u64, steps: usize) -> Step {
     let mut fleet = Fleet::default();
     engine.set_clock(&mut fleet.db, EPOCH);
     for _ in 0..steps {
+        fleet.forget();
         match random.below(20) {
             0..=3 => {
                 let now = fleet.db.now() + STEPS[random.below(STEPS.len())];
                 engine.set_clock(&mut fleet.db, now);
+                fleet.forget();
             }
             4..=6 => fleet.report(engine, &["HINCRBY", REPORTED, FIELDS[random.below(3)], "7"]),
             7 if random.below(3) == 0 => {
@@ -67,7 +77,11 @@ pub fn walk(engine: &Engine, seed: u64, steps: usize) -> Step {
                 fleet.report(engine, &["HINCRBY", AUDITS, JOBS[job].0, &number.to_string()]);
             }
             15 => fleet.withdraw(engine, random.below(2), [1, 2, 9][random.below(3)])?,
-            _ => fleet.claim(engine)?,
+            16 => fleet.claim(engine)?,
+            _ => {
+                let counts = [[].as_slice(), &[("w", 1)], &[("w", 2), ("f", 40)], &[("u", 7), ("w", 3)]];
+                fleet.add(engine, AGES[random.below(3)], counts[random.below(4)])?;
+            }
         }
         fleet.holds()?;
     }
@@ -78,10 +92,21 @@ impl Fleet {
     /// A command of somebody else.
     fn report(&mut self, engine: &Engine, words: &[&str]) {
         engine.command(&mut self.db, words);
+        self.forget();
+        self.asked = JOBS.map(|(job, _)| self.asked_of(job));
+    }
+
+    /// Forgets what was in keys that are gone.
+    fn forget(&mut self) {
         if self.db.slot(REPORTED).is_none() {
             self.rolled = None;
         }
-        self.asked = JOBS.map(|(job, _)| self.asked_of(job));
+        if self.db.slot(AUDITS).is_none() {
+            self.asked = [0, 0];
+        }
+        if self.db.slot(HISTORY).is_none() {
+            self.hours.clear();
+        }
     }
 
     fn asked_of(&self, job: &str) -> i64 {
@@ -201,6 +226,30 @@ impl Fleet {
         }
     }
 
+    fn add(&mut self, engine: &Engine, age: i64, counts: &[(&str, i64)]) -> Step {
+        let minute = (self.db.now() - age).div_euclid(60_000);
+        let hour = minute.div_euclid(60);
+        let of_hour = self.hours.entry(hour % HISTORY_HOURS).or_default();
+        if of_hour.0 != hour {
+            *of_hour = (hour, BTreeMap::new());
+        }
+        let of_minute = of_hour.1.entry(minute % 60).or_default();
+        for (name, count) in counts {
+            *of_minute.entry((*name).to_owned()).or_default() += count;
+        }
+        let told = engine.run(&mut self.db, &calls::add_figures(age, counts)).int();
+        for (field, expected) in &self.hours {
+            let found = self.db.field(HISTORY, &field.to_string()).and_then(read);
+            if told != minute || found.as_ref() != Some(expected) {
+                return violated(CONTRACT, format!("add_figures.lua: {told}, {found:?}, not {minute}, {expected:?}"));
+            }
+        }
+        match self.db.slot(HISTORY).and_then(|slot| slot.expires) == Some(self.db.now() + HISTORY_LIFE) {
+            true => Ok(()),
+            false => violated(BOUNDED, "figures never end"),
+        }
+    }
+
     fn holds(&self) -> Step {
         let asked = JOBS.map(|(job, _)| self.asked_of(job));
         let is_empty = JOBS.iter().any(|(job, _)| self.db.field(AUDITS, job) == Some("0"));
@@ -209,4 +258,22 @@ impl Fleet {
             false => violated(COUNTER, format!("audits that are asked for: {asked:?}, not {:?}", self.asked)),
         }
     }
+}
+
+/// Reads the field of an hour: `HOUR MINUTE:NAME=COUNT,… MINUTE:…`, with each minute once.
+fn read(text: &str) -> Option<Hour> {
+    let mut words = text.split(' ');
+    let hour = words.next()?.parse().ok()?;
+    let mut minutes = BTreeMap::new();
+    for word in words {
+        let (minute, counts) = word.split_once(':')?;
+        let counts = counts.split(',').filter(|count| !count.is_empty()).map(|count| {
+            let (name, count) = count.split_once('=')?;
+            Some((name.to_owned(), count.parse().ok()?))
+        });
+        if minutes.insert(minute.parse().ok()?, counts.collect::<Option<_>>()?).is_some() {
+            return None;
+        }
+    }
+    Some((hour, minutes))
 }

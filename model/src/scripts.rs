@@ -79,6 +79,7 @@ scripts! {
     RollReads = [] "ops/lua/roll_reads.lua";
     ClaimAudits = [] "ops/lua/claim_audits.lua";
     WithdrawAudits = [] "ops/lua/withdraw_audits.lua";
+    AddFigures = [] "telemetry/lua/add_figures.lua";
     Lock = [] "cache/lua/lock.lua";
     RenewLock = [] "cache/lua/renew_lock.lua";
     Tick = [] "trigger/lua/tick.lua";

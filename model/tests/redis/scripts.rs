@@ -97,13 +97,6 @@ const ROWS: &[&str] = &[
     "apalis/vacuum_before.lua | aq:data aq:meta | 0",
 ];
 
-/// The script of minute figures, in the same form.
-const FIGURES: &[&str] = &[
-    "telemetry/lua/add_figures.lua | history | 0,70000,9000000 2,73 60000 w,u 1,250 l3,w 2,9007199254740991",
-    "telemetry/lua/add_figures.lua | history | 0 73 60000",
-    " | HSET history 0,1,2,3,4,5 9,x, |",
-];
-
 /// The files that stand before others.
 const PRELUDES: [&str; 7] = [
     "agenda/lua/score.lua",
@@ -203,8 +196,7 @@ fn files(folder: &Path, found: &mut BTreeSet<String>) {
 fn each_script_of_the_sources_is_compared() {
     let mut missing = BTreeSet::new();
     files(&sources(), &mut missing);
-    let compared =
-        ROWS.iter().chain(FIGURES).map(|row| columns(row)[0]).chain(Script::ALL.iter().map(|script| script.path()));
+    let compared = ROWS.iter().map(|row| columns(row)[0]).chain(Script::ALL.iter().map(|script| script.path()));
     for path in compared.chain(PRELUDES) {
         missing.remove(path);
     }
@@ -259,17 +251,7 @@ fn is_name(word: &str) -> bool {
 
 #[test]
 fn all_scripts_give_the_replies_of_a_real_server() {
-    compare("scripts", ROWS);
-}
-
-#[test]
-fn scripts_of_figures_give_the_replies_of_a_real_server() {
-    compare("figures", FIGURES);
-}
-
-/// Calls the scripts of these rows in a random order at both servers.
-fn compare(name: &str, rows: &'static [&'static str]) {
-    let mut pair = Pair::new(name);
+    let mut pair = Pair::new("scripts");
     let (mut compared, mut failed) = (0, BTreeSet::new());
     let mut ran = BTreeSet::new();
     for seed in 1..=walks() {
@@ -277,12 +259,12 @@ fn compare(name: &str, rows: &'static [&'static str]) {
         pair.told.clear();
         let mut dice = Dice(seed * 0x9e37_79b9);
         let mut now = EPOCH;
-        for _ in 0..rows.len() * 4 {
+        for _ in 0..ROWS.len() * 4 {
             if dice.below(3) == 0 {
                 now += [0, 999, 4_000, 30_000, 2_000_000, -2_000, 3_700_000_000][dice.below(7)];
                 pair.set_clock(now);
             }
-            let [path, keys, args] = columns(rows[dice.below(rows.len())]);
+            let [path, keys, args] = columns(ROWS[dice.below(ROWS.len())]);
             if path.is_empty() {
                 let command = words(&mut dice, keys, now);
                 pair.same(&command);
