@@ -7,7 +7,7 @@ use redis::RedisResult;
 use redis::streams::{StreamId, StreamRangeReply};
 
 use super::Ops;
-use crate::redis::{RedisTime, is_of_keys};
+use crate::redis::RedisTime;
 use crate::telemetry::journal::{FIELD, Heard, KEPT};
 
 /// The time within which workers hear the same message on the channel.
@@ -16,9 +16,9 @@ const SAME: Duration = Duration::from_secs(2);
 /// An invalidation, with the workers that heard it: several for one on the channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Noted {
-    /// The id of its first record.
+    /// The id of its latest record.
     pub id: String,
-    /// The record with the most effect.
+    /// Its effect in all.
     pub heard: Heard,
     /// The workers that noted it.
     pub workers: BTreeSet<String>,
@@ -27,7 +27,7 @@ pub struct Noted {
 /// The invalidations that are wanted.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
-    /// The id before which they were noted.
+    /// The id of the message before which they were noted.
     pub before: Option<String>,
     /// The way; empty for all.
     pub way: String,
@@ -35,6 +35,8 @@ pub struct Wanted {
     pub find: String,
     /// What they have: `foreign` names, `malformed` text or `debounced` entries; anything else for all.
     pub only: String,
+    /// `true` if names of tags and text that cannot be read may be told: a filter by them tells them, too.
+    pub tells_all: bool,
 }
 
 impl Wanted {
@@ -45,7 +47,7 @@ impl Wanted {
             "debounced" => heard.debounced > 0,
             _ => true,
         };
-        is_one && (self.way.is_empty() || self.way == heard.way) && heard.what.contains(&self.find)
+        is_one && (self.way.is_empty() || self.way == heard.way) && told(heard, self.tells_all).contains(&self.find)
     }
 }
 
@@ -54,29 +56,50 @@ impl Ops {
     /// journal since the earliest that is kept.
     ///
     /// # Errors
-    /// Fails if Redis returns an error, as it does for what is no id.
+    /// Fails if Redis returns an error.
     pub async fn heard(&self, wanted: &Wanted, most: usize) -> RedisResult<(Vec<Noted>, u64)> {
-        let before = wanted.before.as_ref().map_or_else(|| "+".to_owned(), |id| format!("({id}"));
         let mut ask = redis::cmd("XREVRANGE");
-        ask.arg(self.keys.heard()).arg(before).arg("-").arg("COUNT").arg(KEPT);
-        let found = match ask.query_async::<StreamRangeReply>(&mut self.redis.clone()).await {
-            Err(e) if is_of_keys(&e) => return Ok((Vec::new(), 0)),
-            found => found?,
-        };
+        ask.arg(self.keys.heard()).arg("+").arg("-").arg("COUNT").arg(KEPT);
+        let found: StreamRangeReply = ask.query_async(&mut self.redis.clone()).await?;
         let records: Vec<(String, Heard)> = found.ids.iter().filter_map(record).collect();
         let left_out = records.iter().map(|(_, heard)| heard.left_out).sum();
-        let mut all: Vec<Noted> = Vec::new();
-        for (id, heard) in records.into_iter().filter(|(_, heard)| wanted.has(heard)) {
-            if !join(&mut all, &id, &heard) {
-                if all.len() == most {
-                    break;
-                }
-                let workers = BTreeSet::from([heard.worker.clone()]);
-                all.push(Noted { id, heard, workers });
-            }
-        }
+        let before = wanted.before.as_deref().and_then(number);
+        // The records of one message may lie on both sides of a page's end, so pages are of joined ones.
+        let mut all = joined(records);
+        all.retain(|noted| wanted.has(&noted.heard) && before.is_none_or(|before| number(&noted.id) < Some(before)));
+        all.truncate(most);
         Ok((all, left_out))
     }
+}
+
+/// Returns what a message names, or its text; without the right to see all, no tags and no text that cannot be read.
+pub fn told(heard: &Heard, tells_all: bool) -> String {
+    let what = heard.what.as_str();
+    match what.split_once("; tag ") {
+        _ if tells_all => what.to_owned(),
+        _ if heard.malformed.is_some() => String::new(),
+        _ if what.starts_with("tag ") => "tags".to_owned(),
+        Some((before, _)) => format!("{before}; tags"),
+        None => what.to_owned(),
+    }
+}
+
+/// Returns the numbers of a record's id, which are in the order of time.
+fn number(id: &str) -> Option<(u64, u64)> {
+    let (ms, of_ms) = id.split_once('-')?;
+    Some((ms.parse().ok()?, of_ms.parse().ok()?))
+}
+
+/// Joins the records, the latest first, of several workers about the same message.
+fn joined(records: Vec<(String, Heard)>) -> Vec<Noted> {
+    let mut all: Vec<Noted> = Vec::new();
+    for (id, heard) in records {
+        if !join(&mut all, &heard) {
+            let workers = BTreeSet::from([heard.worker.clone()]);
+            all.push(Noted { id, heard, workers });
+        }
+    }
+    all
 }
 
 fn record(entry: &StreamId) -> Option<(String, Heard)> {
@@ -89,7 +112,7 @@ fn record(entry: &StreamId) -> Option<(String, Heard)> {
 }
 
 /// Joins a record to that of another worker about the same message on the channel, if there is one.
-fn join(all: &mut [Noted], id: &str, heard: &Heard) -> bool {
+fn join(all: &mut [Noted], heard: &Heard) -> bool {
     if heard.way != "channel" {
         return false;
     }
@@ -102,10 +125,20 @@ fn join(all: &mut [Noted], id: &str, heard: &Heard) -> bool {
     });
     let Some(noted) = same else { return false };
     noted.workers.insert(heard.worker.clone());
-    id.clone_into(&mut noted.id);
-    if heard.entries > noted.heard.entries {
-        noted.heard = heard.clone();
+    let known = &mut noted.heard;
+    // Each value is removed by one worker; the others count the same entries again.
+    known.removed += heard.removed;
+    for (known, count) in [
+        (&mut known.entries, heard.entries),
+        (&mut known.due, heard.due),
+        (&mut known.debounced, heard.debounced),
+        (&mut known.fenced, heard.fenced),
+        (&mut known.foreign, heard.foreign),
+    ] {
+        *known = (*known).max(count);
     }
+    known.at_ms = known.at_ms.min(heard.at_ms);
+    known.handled_ms = known.handled_ms.min(heard.handled_ms);
     true
 }
 
@@ -123,24 +156,39 @@ mod tests {
         }
     }
 
-    fn joined(records: &[Heard]) -> Vec<usize> {
-        let mut all: Vec<Noted> = Vec::new();
-        for (n, heard) in records.iter().enumerate() {
-            if !join(&mut all, &n.to_string(), heard) {
-                let workers = BTreeSet::from([heard.worker.clone()]);
-                all.push(Noted { id: n.to_string(), heard: heard.clone(), workers });
-            }
-        }
-        all.iter().map(|noted| noted.workers.len()).collect()
+    fn workers(records: &[Heard]) -> Vec<usize> {
+        let records = records.iter().enumerate().map(|(n, heard)| (n.to_string(), heard.clone())).collect();
+        joined(records).iter().map(|noted| noted.workers.len()).collect()
+    }
+
+    #[test]
+    fn what_one_of_the_workers_removed_is_counted() {
+        let late = Heard { entries: 1, ..heard("a", "key x", 9_040) };
+        let first = Heard { entries: 1, due: 1, removed: 1, ..heard("b", "key x", 9_000) };
+        let all = joined(vec![("2-0".to_owned(), late), ("1-0".to_owned(), first)]);
+        let Heard { entries, due, removed, at_ms, .. } = all[0].heard;
+        assert_eq!((entries, due, removed, at_ms), (1, 1, 1, RedisTime::from_millis(9_000)));
+        assert_eq!(all.len(), 1);
+    }
+
+    #[test]
+    fn tags_and_unreadable_text_are_told_to_those_who_may_see_all() {
+        let tagged = |what: &str| told(&heard("a", what, 1), false);
+        assert_eq!(tagged("key a, b; tag secret; job art"), "key a, b; tags");
+        assert_eq!((tagged("tag secret").as_str(), tagged("pattern a*").as_str()), ("tags", "pattern a*"));
+        let broken = Heard { malformed: Some("no JSON".to_owned()), ..heard("a", "token=x", 1) };
+        assert_eq!((told(&broken, false).as_str(), told(&broken, true).as_str()), ("", "token=x"));
+        let guess = Wanted { find: "token".to_owned(), ..Wanted::default() };
+        assert!(!guess.has(&broken) && Wanted { tells_all: true, ..guess }.has(&broken));
     }
 
     #[test]
     fn one_message_that_several_workers_heard_is_shown_once() {
-        assert_eq!(joined(&[heard("a", "key x", 9_000), heard("b", "key x", 9_040)]), [2]);
-        assert_eq!(joined(&[heard("a", "key x", 9_000), heard("a", "key x", 9_040)]), [1, 1], "two messages");
-        assert_eq!(joined(&[heard("a", "key x", 9_000), heard("b", "key y", 9_000)]), [1, 1]);
-        assert_eq!(joined(&[heard("a", "key x", 9_000), heard("b", "key x", 19_000)]), [1, 1]);
+        assert_eq!(workers(&[heard("a", "key x", 9_000), heard("b", "key x", 9_040)]), [2]);
+        assert_eq!(workers(&[heard("a", "key x", 9_000), heard("a", "key x", 9_040)]), [1, 1], "two messages");
+        assert_eq!(workers(&[heard("a", "key x", 9_000), heard("b", "key y", 9_000)]), [1, 1]);
+        assert_eq!(workers(&[heard("a", "key x", 9_000), heard("b", "key x", 19_000)]), [1, 1]);
         let inbox = |worker| Heard { way: "inbox".to_owned(), ..heard(worker, "key x", 9_000) };
-        assert_eq!(joined(&[inbox("a"), inbox("b")]), [1, 1], "each is read by one worker");
+        assert_eq!(workers(&[inbox("a"), inbox("b")]), [1, 1], "each is read by one worker");
     }
 }

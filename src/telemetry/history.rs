@@ -10,19 +10,22 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use redis::{RedisResult, Script};
+use futures_util::StreamExt;
+use redis::{RedisError, RedisResult, Script};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::entry::duration::millis;
 use crate::entry::{JobName, Outcome, Trigger, UpstreamName};
 use crate::protocol::Keys;
-use crate::redis::Connection;
+use crate::redis::{Connection, is_of_keys};
 
 /// The hours that are kept: 72, and the present one.
 pub const HOURS: u32 = 73;
 /// The time between two writes: less than a minute, so that none is left out.
 const EVERY: Duration = Duration::from_secs(55);
+/// The writes that are under way at once.
+const AT_ONCE: usize = 32;
 /// The last bucket of times.
 const LAST_BUCKET: u32 = 46;
 
@@ -174,14 +177,17 @@ impl HistoryWriter {
         let now = Instant::now();
         let before = std::mem::replace(&mut *self.written.lock().unwrap_or_else(PoisonError::into_inner), now);
         let age = now.duration_since(before) / 2;
-        let mut failed = None;
-        for (subject, counts) in HISTORY.take() {
+        let writes = HISTORY.take().into_iter().map(async |(subject, counts)| {
             let key = match &subject {
                 Subject::Job(job) => self.keys.history(job),
                 Subject::Upstream(upstream) => self.keys.upstream_history(upstream),
             };
-            failed = add(&self.redis, &key, age, &counts).await.err().or(failed);
-        }
+            add(&self.redis, &key, age, &counts).await.err()
+        });
+        let failures: Vec<RedisError> =
+            futures_util::stream::iter(writes).buffer_unordered(AT_ONCE).filter_map(async |e| e).collect().await;
+        // A key of another type is told elsewhere, and concerns its own figures only.
+        let failed = failures.into_iter().find(|e| !is_of_keys(e));
         // Minutes whose figures are not complete are not known.
         let noted = match failed {
             Some(e) => Err(e),

@@ -183,7 +183,7 @@ impl Journal {
         if records.is_empty() {
             return;
         }
-        let count = records.len() as u64;
+        let count = records.iter().map(|record| 1 + record.left_out).sum::<u64>();
         if let Err(e) = add(redis, key, &records).await {
             debug!(count, "invalidations could not be noted in the journal: {e}");
             self.waiting.lock().unwrap_or_else(PoisonError::into_inner).left_out += count;

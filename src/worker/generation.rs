@@ -13,7 +13,7 @@ use anyhow::anyhow;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::heartbeat::dead_after;
 use super::parts::{Listeners, Parts, Producers, Shared, Warming};
@@ -255,7 +255,6 @@ impl Generation<'_> {
             if let Err(e) = shared.queue.leave(dead_after(process.settings.claim)).await {
                 warn!("could not leave the fleet, which takes this worker for dead soon: {e}");
             }
-            shared.history.write().await;
         };
         let time = if process.cut.is_cancelled() { LAST_COMMANDS_CUT } else { LAST_COMMANDS };
         if tokio::time::timeout(time, hand_back).await.is_err() {
@@ -265,6 +264,9 @@ impl Generation<'_> {
             );
         }
         signals.left.cancel();
+        if tokio::time::timeout(time, shared.history.write()).await.is_err() {
+            debug!("the figures of the last minute could not be written in time, and are lost");
+        }
         loops.end(time).await;
         if served.is_ok() && !process.stop.is_cancelled() {
             // The next generation heard the same, so nobody needs to know what this one heard.

@@ -84,10 +84,14 @@ impl Action {
 }
 
 impl Target {
-    /// Returns the name of what it concerns.
-    fn name(&self) -> &str {
-        let names = [&self.key, &self.pattern, &self.tag];
-        names.into_iter().find(|name| !name.is_empty()).unwrap_or(&self.job)
+    /// Returns the name of what it concerns, with its kind where that is neither a key nor a job.
+    fn name(&self) -> String {
+        match (self.key.as_str(), self.pattern.as_str(), self.tag.as_str()) {
+            ("", "", "") => self.job.clone(),
+            ("", "", tag) => format!("tag {tag}"),
+            ("", pattern, _) => format!("pattern {pattern}"),
+            (key, ..) => key.to_owned(),
+        }
     }
 
     /// Returns the screen of what it concerns.
@@ -110,7 +114,9 @@ impl Target {
         if !self.pattern.is_empty() || !self.tag.is_empty() {
             let is_invalidation = matches!(action, Action::Invalidate | Action::Evict);
             let refuse = |why: String| Failure::new(StatusCode::UNPROCESSABLE_ENTITY, "Not understood", why);
-            if !is_invalidation || !self.key.is_empty() || !self.job.is_empty() {
+            let others =
+                [&self.key, &self.job, &self.pattern, &self.tag].iter().filter(|name| !name.is_empty()).count();
+            if !is_invalidation || others > 1 {
                 return Err(refuse("A pattern or a tag can be refreshed or evicted, and stands alone.".to_owned()));
             }
             return action.message(self).checked().map(drop).map_err(|e| refuse(e.to_string()));
@@ -141,7 +147,7 @@ pub(super) async fn ask(
         Err(_) => vec![TOO_MANY.to_owned()],
     };
     let (_, words) = action.words();
-    let title = format!("{words}: {}", text(target.name()));
+    let title = format!("{words}: {}", text(&target.name()));
     Ok(screen.page(&Page { tab: Tab::Jobs, title, as_of: None, is_live: false }, &question(action, &target, &effect)))
 }
 
@@ -173,7 +179,7 @@ async fn count(screen: &Screen, action: Action, target: &Target) -> Result<Vec<S
     let name = target.name();
     Ok(match action {
         Action::Warm if target.key.is_empty() => {
-            let Some(job) = ops.jobs.jobs.get(name) else { return Err(unknown(name)) };
+            let Some(job) = ops.jobs.jobs.get(name.as_str()) else { return Err(unknown(&name)) };
             let page = ops.absent(job, 0, None, |_, _| ()).await?;
             let [missing, wanted] = [page.total, page.wanted].map(|count| grouped(count as u64));
             let limits = "they are fetched within the limits of their upstreams";
@@ -244,7 +250,7 @@ pub(super) async fn act(
         who: screen.visitor.role.map_or("anybody", |role| role.as_str()).to_owned(),
         way: "console".to_owned(),
         action: name,
-        target: target.name().to_owned(),
+        target: target.name(),
         note: note.clone(),
         worker: screen.parts.worker.to_string(),
     };

@@ -129,7 +129,7 @@ impl Chart {
     /// Returns the drawing, with its values in words for those who cannot see it.
     pub(super) fn view(&self) -> Markup {
         let axis = Axis::of(self);
-        let (width, height) = (LEFT + WIDTH + 16.0, TOP + HEIGHT + BOTTOM);
+        let (width, height) = (LEFT + WIDTH + 40.0, TOP + HEIGHT + BOTTOM);
         html! {
             figure.lines {
                 figcaption {

@@ -13,6 +13,7 @@ use crate::entry::escape;
 use crate::ops::Entry;
 use crate::ops::explain::{Fact, facts};
 use crate::ops::words::grouped;
+use crate::redis::requirements::explain;
 
 /// The longest value that is read, in bytes.
 const MOST: u64 = 8 << 20;
@@ -62,7 +63,13 @@ pub(super) async fn entry(screen: Screen, Asked(Which { key }): Asked<Which>) ->
     }
     let has_inputs = ops.jobs.owner(&key).is_some_and(|(job, _)| job.inputs);
     let facts = facts(&entry, has_inputs);
-    let graph = neighbours::view(&key, &ops.neighbours(&key).await?);
+    // They may be on another master of a Cluster, and the rest of the page does without them.
+    let graph = match ops.neighbours(&key).await {
+        Ok(found) => neighbours::view(&key, &found),
+        Err(e) => {
+            html! { p.bad { "What it is made from, and what is made from it, cannot be read: " (text(&explain(&e))) "." } }
+        }
+    };
     let page =
         Page { tab: Tab::Jobs, title: format!("Entry {}", text(&key)), as_of: Some(entry.now_ms), is_live: true };
     Ok(screen.page(&page, &html! { (view(&entry, &facts, rights, bytes)) (graph) }))

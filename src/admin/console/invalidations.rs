@@ -1,15 +1,15 @@
 //! Invalidations: what the fleet heard lately, and a form to send one.
 
-use axum::extract::Query;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect};
 use maud::{Markup, html};
 use serde::Deserialize;
 
+use super::fields::Asked;
 use super::page::{Failure, Page, Screen, Tab, iso, next_page, query, text};
 use crate::admin::Rights;
 use crate::entry::duration;
-use crate::ops::journal::{Noted, Wanted};
+use crate::ops::journal::{Noted, Wanted, told};
 use crate::ops::words::grouped;
 use crate::protocol::Action;
 use crate::telemetry::journal::KEPT;
@@ -38,7 +38,7 @@ pub(super) struct Composed {
     action: String,
 }
 
-pub(super) async fn invalidations(screen: Screen, Query(filter): Query<Filter>) -> Result<impl IntoResponse, Failure> {
+pub(super) async fn invalidations(screen: Screen, Asked(filter): Asked<Filter>) -> Result<impl IntoResponse, Failure> {
     let ops = &screen.parts.ops;
     let is_id = !filter.before.is_empty() && filter.before.chars().all(|c| c.is_ascii_digit() || c == '-');
     let wanted = Wanted {
@@ -46,6 +46,7 @@ pub(super) async fn invalidations(screen: Screen, Query(filter): Query<Filter>) 
         way: filter.way.clone(),
         find: filter.find.clone(),
         only: filter.only.clone(),
+        tells_all: screen.visitor.rights.reasons,
     };
     let (found, left_out) = ops.heard(&wanted, SHOWN).await?;
     let now = ops.store.now().await?;
@@ -54,7 +55,7 @@ pub(super) async fn invalidations(screen: Screen, Query(filter): Query<Filter>) 
 }
 
 /// Leads to the question of whether a composed invalidation is sent, which tells how much it concerns.
-pub(super) async fn compose(Query(composed): Query<Composed>) -> Result<Redirect, Failure> {
+pub(super) async fn compose(Asked(composed): Asked<Composed>) -> Result<Redirect, Failure> {
     let Composed { kind, name, action } = composed;
     let is_known = KINDS.iter().any(|(known, _)| *known == kind) && ["invalidate", "evict"].contains(&action.as_str());
     if !is_known || name.trim().is_empty() {
@@ -159,7 +160,7 @@ fn row(Noted { heard, workers, .. }: &Noted, rights: Rights) -> Markup {
                         Action::Evict => { "evict" }
                         Action::Warm => { "warm" }
                     } }
-                    td.key { (text(&heard.what)) }
+                    td.key { (text(&told(heard, rights.reasons))) }
                     @for count in [heard.entries, heard.due, heard.removed, heard.debounced, heard.foreign] {
                         td.num { (grouped(count)) }
                     }

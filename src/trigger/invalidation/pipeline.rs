@@ -305,10 +305,13 @@ impl Line<'_> {
         if work.message.action == Action::Refresh && work.message.is_narrow() {
             let joined = |key: &mut String| self.debounce.joins(key, at, work.message.version, &work.acks);
             let joined: Vec<String> = work.message.keys.extract_if(.., joined).collect();
+            if !joined.is_empty() {
+                let (entries, number) = (joined.len() as u64, joined.len());
+                let told = Message { keys: joined, ..work.message.clone() };
+                let handled = Handled { entries, ..Handled::default() };
+                self.telemetry.invalidation(work.way, &told, [at, clock.now()], &handled, number);
+            }
             if work.message.keys.is_empty() {
-                work.message.keys = joined;
-                let handled = Handled { entries: 1, ..Handled::default() };
-                self.telemetry.invalidation(work.way, &work.message, [at, clock.now()], &handled, 1);
                 return Ok(());
             }
         }
