@@ -521,7 +521,8 @@ async fn warming_a_job_uses_the_answer_that_its_feed_prepares() {
     let _worker = with_secret(&redis, &folder);
     gate.arrived(1).await;
     described(&redis, "art").await;
-    feed_of(&upstream, &["b"]).await;
+    // It names the first as well, which is else fetched only if that comes before the second answer.
+    feed_of(&upstream, &["a", "b"]).await;
     for _ in 0..2 {
         let warmed = run(&redis, &["warm", "art"]).await;
         assert_eq!(warmed.code, Some(0), "{warmed:?}");
