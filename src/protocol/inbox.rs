@@ -72,7 +72,8 @@ pub struct Lists<'a> {
 }
 
 impl Lists<'_> {
-    /// Removes duplicates, and spaces around tags, and checks the lists. With `only_keys`, the reason why the message may name only keys.
+    /// Removes duplicates, and spaces around tags, and checks the lists. With `only_keys`, the reason why the message may
+    /// name only keys.
     ///
     /// # Errors
     /// The message names nothing, too much, or something invalid; the text tells the remedy.

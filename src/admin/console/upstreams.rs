@@ -60,7 +60,10 @@ fn view(snapshot: &Snapshot, parts: &Parts) -> Markup {
     html! {
         div.scroll tabindex="0" role="region" aria-labelledby="caption" {
             table {
-                caption #caption { "Upstreams: " (snapshot.upstreams.len() + snapshot.unread_upstreams.len()) "; the requests in flight are this worker's" }
+                caption #caption {
+                    "Upstreams: " (snapshot.upstreams.len() + snapshot.unread_upstreams.len())
+                    "; the requests in flight are this worker's"
+                }
                 thead { tr {
                     th scope="col" { "Upstream" } th scope="col" { "State" } th.num scope="col" { "In flight" }
                     th.num scope="col" { "At once" } th scope="col" { "Rate" } th scope="col" { "Token budget" }
