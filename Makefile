@@ -127,8 +127,8 @@ formatted:
 LINTED := SAMOVAR_TEST_ALL=on CARGO_PROFILE_DEV_DEBUG=none RUSTC_WORKSPACE_WRAPPER=clippy-driver RUSTFLAGS="-D warnings"
 ci: formatted ## Run what `make test lint` does, in less time
 	$(LINTED) $(CARGO) build --locked $(TESTED) --all-targets
-	@# The tests wait for servers a fifth of their time; the lints fill it. Cargo compiles for one of the two at a time, so
-	@# the tests begin first.
+	@# The tests wait for servers a fifth of their time; the lints fill it. Cargo compiles for one of the two at a
+	@# time, so the tests begin first.
 	@set -e; log=target/lint-library.log; \
 	(sleep 60; $(LINTED) nice $(MAKE) --no-print-directory lint-library) >$$log 2>&1 & linting=$$!; \
 	code=0; $(LINTED) $(MAKE) --no-print-directory test || code=1; \

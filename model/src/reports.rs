@@ -14,7 +14,7 @@ use crate::properties::{BOUNDED, CONTRACT, COUNTER};
 use crate::world::{EPOCH, Step, violated};
 
 const FIELDS: [&str; 3] = ["hits", "misses", "stale"];
-/// What a reporter that knows no better writes in the place of a sum.
+/// Texts that a faulty reporter writes in the place of a sum.
 const NO_SUMS: [&str; 4] = ["x", "-3", "9999999999999999", "a text that is longer than any number could ever be here"];
 /// Jobs with the intervals of their audits (ms); the first has none.
 const JOBS: [(&str, i64); 2] = [("art", 0), ("zoo", INTERVAL)];

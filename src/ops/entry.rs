@@ -104,7 +104,7 @@ pub struct Entry {
     pub missing_inputs: Vec<MissingInput>,
     /// The reason of its dead letter, if there is one.
     pub given_up: Option<String>,
-    /// What is under way for it.
+    /// The work under way for it.
     pub under_way: UnderWay,
     /// Redis's clock at the time of reading.
     #[schema(value_type = i64)]

@@ -37,7 +37,7 @@ impl Span {
     }
 }
 
-/// What was counted in some minutes.
+/// The counts of some minutes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Step {
     /// The minutes in which a worker was there; 0 if nothing is known.

@@ -33,7 +33,7 @@ pub struct Wanted {
     pub way: String,
     /// A part of the names; empty for all.
     pub find: String,
-    /// What they have: `foreign` names, `malformed` text or `debounced` entries; anything else for all.
+    /// A property that they have: `foreign` names, `malformed` text or `debounced` entries; anything else for all.
     pub only: String,
     /// `true` if names of tags and text that cannot be read may be told: a filter by them tells them, too.
     pub tells_all: bool,

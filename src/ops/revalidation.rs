@@ -10,7 +10,7 @@ use crate::redis::{RedisTime, is_of_keys};
 /// A revalidation after a gap in what workers heard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Revalidation {
-    /// What was fetched up to then may be out of date.
+    /// Values that were fetched up to then may be out of date.
     pub fetched_until: RedisTime,
     /// Invalidations were certainly lost; otherwise some may have been missed.
     pub is_loss: bool,

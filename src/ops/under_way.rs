@@ -1,4 +1,4 @@
-//! What is under way for an entry, and which entries it is made from and makes: what a person asks for at night.
+//! The work under way for an entry, the entries that it is made from, and those that are made from it.
 
 use redis::RedisResult;
 use serde::Serialize;
@@ -25,7 +25,7 @@ pub struct LeaseHolder {
     pub until_ms: Option<RedisTime>,
     /// `true` if a service loads the value, and no worker fetches it.
     pub is_load: bool,
-    /// What an invalidation has asked for since it began: `refresh` or `evict`. Its answer is not written.
+    /// The action of an invalidation that came since it began: `refresh` or `evict`. Its answer is not written.
     pub mark: Option<&'static str>,
 }
 
@@ -41,7 +41,7 @@ pub struct TagStamp {
     pub action: &'static str,
 }
 
-/// What is under way for an entry.
+/// The work under way for an entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct UnderWay {
     /// The fetch or the load.

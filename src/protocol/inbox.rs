@@ -72,8 +72,8 @@ pub struct Lists<'a> {
 }
 
 impl Lists<'_> {
-    /// Removes duplicates, and spaces around tags, and checks the lists. With `only_keys`, the reason why the message may
-    /// name only keys.
+    /// Removes duplicates, and spaces around tags, and checks the lists. `only_keys` is the reason why the message may
+    /// name only keys, if it may.
     ///
     /// # Errors
     /// The message names nothing, too much, or something invalid; the text tells the remedy.

@@ -59,7 +59,7 @@ static PULL_SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!
 static ACK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/ack.lua")));
 static FORGET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/forget.lua")));
 static BEAT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/beat.lua")));
-/// The same, which also runs while Redis is full.
+/// A beat that is also written while Redis is full.
 static BEAT_WHILE_FULL: LazyLock<Script> =
     LazyLock::new(|| Script::new(concat!("#!lua flags=allow-oom\n", include_str!("lua/beat.lua"))));
 

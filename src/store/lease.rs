@@ -216,7 +216,7 @@ pub struct Held {
     pub until: Option<RedisTime>,
     /// A service loads the value, and no worker fetches it.
     pub is_load: bool,
-    /// What an invalidation has asked for since.
+    /// The action of an invalidation that came since.
     pub mark: Option<Removal>,
 }
 

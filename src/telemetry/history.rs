@@ -1,10 +1,10 @@
 //! Minute figures of 72 hours: what this process counts of each job and upstream, added to the fleet's figures in Redis
 //! about once a minute.
 //!
-//! What did nothing is not written. Each worker also notes that it was there, so that a minute without figures can be
-//! told from one in which nobody counted. Counts are written once: those of a write that fails are lost, and the minute
-//! is not noted as attended by this worker. A worker that is killed loses what it counted since its last write; one
-//! that drains loses nothing.
+//! Jobs and upstreams without activity are not written. Each worker also notes that it was there, so that a minute
+//! without figures can be told from one in which nobody counted. Counts are written once: those of a write that fails
+//! are lost, and the minute is not noted as attended by this worker. A worker that is killed loses what it counted
+//! since its last write; one that drains writes it, if Redis answers in time.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};

@@ -44,7 +44,7 @@ pub struct Heard {
     pub way: String,
     /// The action.
     pub action: Action,
-    /// What it names, in words, or the beginning of a message that cannot be read.
+    /// The names in it, in words, or the beginning of a message that cannot be read.
     pub what: String,
     /// Entries of jobs that were examined.
     pub entries: u64,

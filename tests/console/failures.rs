@@ -1,4 +1,4 @@
-//! What a person is told if something cannot be read or done.
+//! The words for a person if something cannot be read or done.
 
 use super::{Console, OWNER, VIEWER, both, encoded, send, with_roles};
 use crate::support::{Art, eventually, readable_key, talkative};

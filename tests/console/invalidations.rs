@@ -1,4 +1,4 @@
-//! What the console tells of invalidations, and of what is under way for an entry.
+//! The console on invalidations, and on the work under way for an entry.
 
 use serde_json::json;
 

@@ -56,7 +56,8 @@ fn view(records: &[Record]) -> Markup {
     html! {
         p.note {
             "Changes that were asked for in the console, and over HTTP but for invalidations and warming, which "
-            "programs ask for all the time. Each is noted before it is carried out. The last " (grouped(KEPT as u64)) " are kept."
+            "programs ask for all the time. An action of the console is noted before it is carried out. The last "
+            (grouped(KEPT as u64)) " are kept."
         }
         @if records.is_empty() { p { "Nothing was changed yet." } } @else {
             div.scroll tabindex="0" role="region" aria-label="Changes" {

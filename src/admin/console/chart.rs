@@ -52,7 +52,7 @@ pub(super) struct Line {
 /// A chart.
 pub(super) struct Chart {
     pub(super) title: &'static str,
-    /// What a value is, such as `entries a minute`.
+    /// The meaning of a value, such as `entries a minute`.
     pub(super) what: &'static str,
     pub(super) unit: Unit,
     /// The beginning of the first step.

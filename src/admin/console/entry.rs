@@ -67,7 +67,8 @@ pub(super) async fn entry(screen: Screen, Asked(Which { key }): Asked<Which>) ->
     let graph = match ops.neighbours(&key).await {
         Ok(found) => neighbours::view(&key, &found),
         Err(e) => {
-            html! { p.bad { "What it is made from, and what is made from it, cannot be read: " (text(&explain(&e))) "." } }
+            let why = explain(&e);
+            html! { p.bad { "What it is made from, and what is made from it, cannot be read: " (text(&why)) "." } }
         }
     };
     let page =

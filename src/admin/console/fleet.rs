@@ -26,7 +26,7 @@ struct Fleet {
     living: Option<Vec<String>>,
     /// The time without a heartbeat after which a worker is dead.
     dead_after: Duration,
-    /// What all jobs share, or the reason why it cannot be read.
+    /// The state that all jobs share, or the reason why it cannot be read.
     status: Result<FleetStatus, String>,
     /// The workers with earlier files, by job.
     held_back: BTreeMap<JobName, Vec<String>>,

@@ -16,7 +16,7 @@ use crate::telemetry::journal::KEPT;
 
 /// The invalidations on one page.
 const SHOWN: usize = 50;
-/// What may be named, and the words for it.
+/// The kinds of names, and the words for them.
 const KINDS: [(&str, &str); 4] = [("key", "key"), ("pattern", "pattern of keys"), ("tag", "tag"), ("job", "job")];
 
 /// The page, and the filters.

@@ -44,7 +44,7 @@ pub(super) struct Snapshot {
     pub(super) upstreams: Vec<UpstreamStatus>,
     /// The upstreams that cannot be read, each with the reason.
     pub(super) unread_upstreams: BTreeMap<String, String>,
-    /// What else cannot be read, as sentences.
+    /// Other parts that cannot be read, as sentences.
     pub(super) unread: Vec<String>,
     /// The health of this worker.
     pub(super) health: Readiness,

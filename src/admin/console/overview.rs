@@ -221,7 +221,9 @@ fn closed(snapshot: &Snapshot) -> Markup {
     html! {
         section aria-labelledby="upstreams" {
             h2 #upstreams { "Upstreams" }
-            @if closed.is_empty() && snapshot.unread_upstreams.is_empty() { p { "All upstreams take requests." } } @else {
+            @if closed.is_empty() && snapshot.unread_upstreams.is_empty() {
+                p { "All upstreams take requests." }
+            } @else {
                 ul.faults { @for (upstream, why) in closed { li { (text(&upstream.upstream)) ": " (why) } } }
             }
         }
